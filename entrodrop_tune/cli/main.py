@@ -1,0 +1,48 @@
+"""``entrodrop``: one small file a command; this one lists them and turns a ``UserError`` into exit code 2.
+
+Command modules import torch, transformers and lm-eval inside their function, so that ``--help`` answers at once.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+import entrodrop_tune
+from entrodrop_tune.errors import UserError
+
+app = typer.Typer(
+    name="entrodrop",
+    help="Everything around `tune run`: prepare models and data, check configs, evaluate, compare and report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"entrodrop-tune {entrodrop_tune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Typed configuration: YAML file + dotted ``key=value`` overrides -> frozen pydantic models.
+
+Each layer defines its own section next to the code that reads it (``data.config``, ``models.config``,
+``training.config``) by subclassing :class:`Section`; this module only knows how to load and how to refuse.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, ValidationError
+from yaml import YAMLError
+
+from entrodrop_tune.errors import UserError, did_you_mean
+
+
+class Section(BaseModel):
+    """Base of every config section: frozen, and unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True)
+
+
+Schema = TypeVar("Schema", bound=Section)
+
+
+def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file and apply ``a.b=value`` overrides (``~a.b`` removes a key, as in torchtune).
+
+    Raises:
+        UserError: the file is missing, is not a YAML mapping, or an override is malformed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, near) if near else " Run `entrodrop ls` for the configs that ship."
+        raise UserError(f"config file {path} does not exist.{hint}")
+    try:
+        config = OmegaConf.load(path)
+        if not OmegaConf.is_dict(config):
+            raise UserError(f"config file {path} must be a mapping of keys to values.")
+        for override in overrides:
+            if override.startswith("~"):
+                _remove(config, override[1:])
+                continue
+            key, equals, _ = override.partition("=")
+            if not equals or not key or key.startswith("-"):
+                raise UserError(f'cannot read override "{override}": write key=value, for example epochs=3.')
+            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config file {path}: {' '.join(str(error).split())}") from None
+
+
+def _remove(config: Any, dotted: str) -> None:
+    parent, _, leaf = dotted.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    if node is None or leaf not in node:
+        raise UserError(f'cannot remove "{dotted}": there is no such key in the config.')
+    del node[leaf]
+
+
+def validate(schema: type[Schema], mapping: Mapping[str, Any], source: str = "config") -> Schema:
+    """Check ``mapping`` against ``schema``; a mistake becomes one line naming key, value and nearest valid key.
+
+    Raises:
+        UserError: listing every mistake found, one a line.
+    """
+    try:
+        return schema.model_validate(mapping)
+    except ValidationError as error:
+        lines = [_explain(schema, mapping, dict(item)) for item in error.errors()]
+        raise UserError(f"{source}: " + "\n       ".join(dict.fromkeys(lines))) from None
+
+
+def _explain(schema: type[Section], mapping: Mapping[str, Any], item: dict[str, Any]) -> str:
+    location = [part for part in item["loc"] if not _is_union_tag(part)]
+    key = ".".join(str(part) for part in location)
+    if item["type"] == "extra_forbidden":
+        siblings = _field_names(schema, location[:-1])
+        return f'unknown key "{key}".{did_you_mean(str(location[-1]), siblings)}'
+    if item["type"] == "missing":
+        return f'"{key}" is required.'
+    message = item["msg"].removeprefix("Value error, ").rstrip(".")
+    return f'"{key}" = {item["input"]!r}: {message}.' if key else f"{message}."
+
+
+def _is_union_tag(part: Any) -> bool:
+    # pydantic puts the tried union member into the path (a class name, or "function-before[...]"); users never wrote it.
+    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in {"float", "int", "str", "bool"})
+
+
+def _field_names(schema: type[BaseModel], location: Iterable[Any]) -> set[str]:
+    schemas: set[type[BaseModel]] = {schema}
+    for part in location:
+        if isinstance(part, int):
+            continue
+        schemas = {
+            nested for s in schemas if part in s.model_fields for nested in _models_in(s.model_fields[part].annotation)
+        }
+    return {name for s in schemas for name in s.model_fields}
+
+
+def _models_in(annotation: Any) -> set[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation}
+    return {model for argument in get_args(annotation) for model in _models_in(argument)}
