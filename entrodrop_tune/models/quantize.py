@@ -1,0 +1,60 @@
+"""QLoRA: the frozen base weights of the layers' linear maps in 4-bit NF4 (torchao), dequantized on the fly."""
+
+import torch
+from torch import nn
+from torchao.dtypes.nf4tensor import NF4Tensor, linear_nf4, to_nf4
+from torchtune.modules.peft import LoRALinear
+
+from entrodrop_tune.errors import UserError
+
+BLOCK = 64
+"""Weights that share one scale (as in the QLoRA paper)."""
+_SCALER_BLOCK = 256
+
+
+class FrozenNF4Linear(nn.Module):
+    """A linear map without adapter whose weight is NF4."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = quantized(linear.weight)
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., in]`` → ``[..., out]``."""
+        out = linear_nf4(input=x, weight=self.weight)
+        return out if self.bias is None else out + self.bias
+
+
+def quantize_linears(decoder: nn.Module) -> None:
+    """Quantize, in place, every linear weight inside the decoder's layers (adapters stay as they are).
+
+    Raises:
+        UserError: a weight's size does not fit NF4's blocks.
+    """
+    for layer in decoder.layers:  # type: ignore[union-attr]
+        for name, module in list(layer.named_modules()):
+            if isinstance(module, LoRALinear):
+                module.weight = quantized(module.weight)
+                module._quantize_base = True
+            elif isinstance(module, nn.Linear) and not name.endswith(("lora_a", "lora_b")):
+                parent = layer.get_submodule(name.rpartition(".")[0])
+                setattr(parent, name.rpartition(".")[2], FrozenNF4Linear(module))
+
+
+def quantized(weight: torch.Tensor) -> nn.Parameter:
+    """``weight`` in NF4, frozen."""
+    blocks, rest = divmod(weight.numel(), BLOCK)
+    if rest:
+        raise UserError(
+            f"adapter.type=qlora: a weight of shape {tuple(weight.shape)} is no multiple of {BLOCK} values, "
+            "which NF4 needs. Use adapter.type=lora for this model."
+        )
+    # The scales are quantized in blocks too; the largest power of two that divides their number, at most torchao's 256.
+    scaler_block = min(_SCALER_BLOCK, blocks & -blocks)
+    return nn.Parameter(to_nf4(weight.detach(), BLOCK, scaler_block), requires_grad=False)
+
+
+def dequantized(weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` itself, or what an NF4 weight stands for, in its original dtype."""
+    return weight.get_original_weight() if isinstance(weight, NF4Tensor) else weight

@@ -1,0 +1,33 @@
+"""The model's own tokenizer, by transformers."""
+
+from pathlib import Path
+from typing import Any
+
+from entrodrop_tune.errors import UserError
+from entrodrop_tune.models.architecture import model_directory
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """The fast tokenizer in ``path``, never running code from the folder.
+
+    Raises:
+        UserError: no tokenizer in the folder, or it has no end-of-sequence token.
+    """
+    from transformers import AutoTokenizer
+
+    folder = model_directory(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"cannot load a tokenizer from {folder} (tokenizer.json missing or broken): {reason}"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f'the tokenizer in {folder} has no eos_token: set one in "tokenizer_config.json".')
+    return tokenizer
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The id used to pad; padding is never attended to nor learned, so the end-of-sequence id may stand in."""
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
