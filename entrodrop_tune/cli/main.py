@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 import entrodrop_tune
+from entrodrop_tune.cli.report import report
 from entrodrop_tune.errors import UserError
 
 app = typer.Typer(
@@ -34,6 +35,9 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+app.command()(report)
 
 
 def main() -> None:

@@ -1,0 +1,174 @@
+"""Read what a training run left in its folder (``run.json``, ``metrics.jsonl``, ``validation.jsonl``)."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from entrodrop_tune.errors import UserError
+
+METRICS_COLUMNS = (
+    "step", "epoch", "loss", "nll_all", "kept_fraction", "entropy_mean", "threshold", "drop_rate",
+    "lr", "tokens", "tokens_per_second", "peak_memory_bytes", "grad_norm",
+)  # fmt: skip
+VALIDATION_COLUMNS = (
+    "step", "epoch", "nll", "perplexity", "token_accuracy", "nll_low_entropy", "nll_high_entropy",
+    "tokens", "seconds", "entropy_mean",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    ``metrics`` has a row an optimizer step, ``validation`` a row a validation (the first is the untouched model at
+    step 0); both are sorted by step, and columns a run did not log are NaN. NLLs and entropies are nats a token.
+    """
+
+    path: Path
+    info: dict[str, Any]
+    metrics: pd.DataFrame
+    validation: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.info.get("config") or {}
+
+    @property
+    def recipe(self) -> str:
+        return str(self.info.get("recipe", "unknown recipe"))
+
+    @property
+    def exit(self) -> str:
+        return str(self.info.get("exit", "unknown"))
+
+
+def is_run_folder(path: Path | str) -> bool:
+    return (Path(path) / "run.json").is_file()
+
+
+def load_run(path: Path | str) -> Run:
+    """Read a run's folder; an interrupted or still running one is fine.
+
+    Raises:
+        UserError: ``path`` is no run folder, or a file in it cannot be read.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"run folder {path} does not exist. Pass the output_dir of a `tune run`.")
+    if not is_run_folder(path):
+        raise UserError(f"{path} is no run folder: it has no run.json. Pass the output_dir of a `tune run`.")
+    try:
+        info = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path / 'run.json'} is not valid JSON ({error}). Is the run folder damaged?") from None
+    if not isinstance(info, dict):
+        raise UserError(f"{path / 'run.json'} must hold a JSON object.")
+    return Run(
+        path=path.resolve(),
+        info=info,
+        metrics=_frame(read_jsonl(path / "metrics.jsonl"), METRICS_COLUMNS),
+        validation=_frame(read_jsonl(path / "validation.jsonl"), VALIDATION_COLUMNS),
+    )
+
+
+def load_runs(paths: Iterable[Path | str]) -> list[Run]:
+    """Read several runs and give each a distinct name (the parent folder is added where names clash)."""
+    runs = [load_run(path) for path in paths]
+    seen: dict[Path, Run] = {}
+    for run in runs:
+        if run.path in seen:
+            raise UserError(f"run folder {run.path} is given twice.")
+        seen[run.path] = run
+    return runs
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """The folder names, with as many parent folders as it takes to tell the runs apart."""
+    for depth in range(1, 6):
+        names = ["/".join(run.path.parts[-depth:]) for run in runs]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSONL file; none if it is absent. A last line cut short by a crash is left out.
+
+    Raises:
+        UserError: a line other than the last is not a JSON object.
+    """
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise UserError(f"{path} line {number} is not valid JSON. Is the file damaged?") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path} line {number} must be a JSON object, it is {line[:40]!r}.")
+        rows.append(row)
+    return rows
+
+
+def _frame(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    frame = frame.reindex(columns=[*columns, *(c for c in frame.columns if c not in columns)])
+    frame[list(columns)] = frame[list(columns)].apply(pd.to_numeric, errors="coerce").astype(float)
+    # A run that resumed repeats the steps between its last checkpoint and the crash: the later line is the true one.
+    return frame.drop_duplicates("step", keep="last").sort_values("step", ignore_index=True)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` -> ``{"a.b": 1}``; lists stay whole."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def config_difference(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Dotted keys whose value is not the same in all runs, each with a value a run (None where it is not set).
+
+    The recipe counts as a key; where a run writes its files does not.
+    """
+    flat = [{"recipe": run.recipe, **flatten(run.config)} for run in runs]
+    keys = dict.fromkeys(key for config in flat for key in config)
+    return {
+        key: [config.get(key) for config in flat]
+        for key in keys
+        if key.rpartition(".")[2] != "output_dir" and any(config.get(key) != flat[0].get(key) for config in flat)
+    }
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` with NumPy scalars made plain and every non-finite number made ``None``, so that it is valid JSON."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "item") and not isinstance(value, str):
+        value = value.item()
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None
+        return value
+    return value if isinstance(value, int | str | bool | None) else str(value)

@@ -1,0 +1,219 @@
+"""Signs in a run's curves that something went wrong, each with what it means and what to change.
+
+Limits are rules of thumb, named here so that they can be argued with; each warning says the number that crossed it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from entrodrop_tune.analysis.runs import Run, flatten
+from entrodrop_tune.analysis.summary import RunSummary, epoch_means, summarize
+
+KEPT_TOO_LOW = 0.3
+"""Below this share of tokens kept, over an epoch, most of each batch's compute teaches nothing."""
+GRAMMAR_LOSS = 0.05
+"""Nats by which validation NLL of low-entropy tokens may rise above its lowest."""
+THRESHOLD_DRIFT = 0.25
+"""Relative change of the threshold in nats, where the quantile behind it does not change."""
+OVERFIT = 0.05
+"""Final over best validation NLL, relative."""
+GRADIENT_SPIKE = 10.0
+"""Largest gradient norm over the median."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    code: str
+    severity: Literal["problem", "caution"]
+    title: str
+    detail: str
+    advice: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_problems(run: Run) -> list[Finding]:
+    """Every warning that a run's folder gives reason for, problems first."""
+    summary = summarize(run)
+    findings = [finding for check in CHECKS if (finding := check(run, summary)) is not None]
+    return sorted(findings, key=lambda finding: finding.severity != "problem")
+
+
+def unfinished(run: Run, summary: RunSummary) -> Finding | None:
+    if run.exit not in {"failed", "interrupted"}:
+        return None
+    total = run.info.get("total_steps")
+    return Finding(
+        code="unfinished",
+        severity="problem",
+        title=f"The run was {run.exit}" if run.exit == "interrupted" else "The run failed",
+        detail=f"It made {summary.steps} of {total or 'an unknown number of'} steps; what follows is up to there.",
+        advice="Start the same command again: it goes on from the last checkpoint.",
+    )
+
+
+def not_finite(run: Run, summary: RunSummary) -> Finding | None:
+    # A missing value is not a failure; a step that logged tokens but no finite loss is.
+    bad = run.metrics[(run.metrics["tokens"] > 0) & ~run.metrics["nll_all"].map(math.isfinite)]
+    if not len(bad):
+        return None
+    return Finding(
+        code="not_finite",
+        severity="problem",
+        title="The training loss was not finite",
+        detail=f"In {len(bad)} of {len(run.metrics)} steps, first at step {int(bad['step'].iloc[0])}.",
+        advice="Lower the learning rate, clip gradients, or train in bf16 or fp32 instead of fp16.",
+    )
+
+
+def nothing_kept(run: Run, summary: RunSummary) -> Finding | None:
+    empty = run.metrics[run.metrics["kept_fraction"] == 0]
+    if not len(empty):
+        return None
+    return Finding(
+        code="nothing_kept",
+        severity="problem",
+        title="Some steps dropped every token",
+        detail=f"{len(empty)} of {len(run.metrics)} steps updated nothing, first at step {int(empty['step'].iloc[0])}.",
+        advice="Lower the drop rate or the threshold, or use larger batches.",
+    )
+
+
+def kept_too_low(run: Run, summary: RunSummary) -> Finding | None:
+    lowest = summary.lowest_epoch_kept_fraction
+    if lowest is None or lowest >= KEPT_TOO_LOW:
+        return None
+    epoch = int(epoch_means(run.metrics)["kept_fraction"].idxmin())
+    return Finding(
+        code="kept_too_low",
+        severity="caution",
+        title="Few tokens were kept",
+        detail=f"In epoch {epoch} only {lowest:.0%} of the target tokens gave loss (limit {KEPT_TOO_LOW:.0%}).",
+        advice="Lower the drop rate or the threshold quantile, or compare against random dropping at the same rate.",
+    )
+
+
+def grammar_loss(run: Run, summary: RunSummary) -> Finding | None:
+    rows = run.validation.dropna(subset=["nll_low_entropy"])
+    if len(rows) < 2:
+        return None
+    lowest = rows.loc[rows["nll_low_entropy"].idxmin()]
+    rise = rows["nll_low_entropy"].iloc[-1] - lowest["nll_low_entropy"]
+    if rise <= GRAMMAR_LOSS:
+        return None
+    start = rows["nll_low_entropy"].iloc[0]
+    worse = rows["nll_low_entropy"].iloc[-1] > start
+    return Finding(
+        code="grammar_loss",
+        severity="problem" if worse else "caution",
+        title="Easy tokens are getting worse on validation",
+        detail=(
+            f"NLL of the low-entropy half rose by {rise:.3f} nats after epoch {lowest['epoch']:.3g} (limit "
+            f"{GRAMMAR_LOSS}){', and ended above the untouched model' if worse else ''}: signs of lost grammar."
+        ),
+        advice="Drop fewer low-entropy tokens late in training (a lower rate, or an easing curriculum), or stop earlier.",
+    )
+
+
+def threshold_drift(run: Run, summary: RunSummary) -> Finding | None:
+    if threshold_is_scheduled(run.config):
+        return None
+    threshold = run.metrics["threshold"].dropna()
+    if len(threshold) < 8:
+        return None
+    # The first steps of an online estimate see few tokens, so the drift is measured from the end of the first tenth.
+    early, late = (part.median() for part in _ends(threshold, skip=len(threshold) // 10))
+    if early <= 0 or abs(late / early - 1) <= THRESHOLD_DRIFT:
+        return None
+    return Finding(
+        code="threshold_drift",
+        severity="caution",
+        title="The threshold estimate drifted",
+        detail=(
+            f"It went from {early:.3f} to {late:.3f} nats ({late / early - 1:+.0%}) at an unchanged setting, since the "
+            "model's own entropies moved."
+        ),
+        advice="Fix the threshold in nats, or expect that the same quantile drops easier (or harder) tokens with time.",
+    )
+
+
+def _ends(values: pd.Series, skip: int) -> tuple[pd.Series, pd.Series]:
+    rest = values.iloc[skip:]
+    width = max(1, len(rest) // 10)
+    return rest.iloc[:width], rest.iloc[-width:]
+
+
+def threshold_is_scheduled(config: dict[str, Any]) -> bool:
+    """Whether the config moves the threshold on purpose (a curriculum over it with two different ends)."""
+    for key, value in flatten(config).items():
+        parent, _, leaf = key.rpartition(".")
+        if leaf == "end" and "threshold" in parent:
+            flat = flatten(config)
+            return value is not None and value != flat.get(f"{parent}.start")
+    return False
+
+
+def curriculum_cut_short(run: Run, summary: RunSummary) -> Finding | None:
+    total = run.info.get("total_steps")
+    if not total or run.exit == "running" or summary.steps >= total:
+        return None
+    rate = run.metrics["drop_rate"].dropna()
+    if rate.nunique() < 2:
+        return None
+    return Finding(
+        code="curriculum_cut_short",
+        severity="caution",
+        title="The curriculum never reached its end",
+        detail=(
+            f"The run ended at step {summary.steps} of {total} ({summary.steps / total:.0%}) with the drop rate at "
+            f"{rate.iloc[-1]:.2f}, having started at {rate.iloc[0]:.2f}."
+        ),
+        advice="Plan as many epochs as the run really lasts, so that the curriculum ends where training does.",
+    )
+
+
+def overfitting(run: Run, summary: RunSummary) -> Finding | None:
+    if summary.best_nll is None or summary.degradation is None or summary.degradation <= OVERFIT * summary.best_nll:
+        return None
+    return Finding(
+        code="overfitting",
+        severity="caution",
+        title="The run went on well past its best epoch",
+        detail=(
+            f"Validation NLL ended {summary.degradation / summary.best_nll:.0%} above its best "
+            f"(epoch {summary.best_epoch:.3g} of {summary.final_epoch:.3g})."
+        ),
+        advice="Evaluate and ship the `best` checkpoint, train for fewer epochs, or drop more (or a lower learning rate).",
+    )
+
+
+def gradient_spike(run: Run, summary: RunSummary) -> Finding | None:
+    norm = run.metrics["grad_norm"].dropna()
+    if len(norm) < 8 or norm.median() <= 0 or norm.max() <= GRADIENT_SPIKE * norm.median():
+        return None
+    step = int(run.metrics.loc[norm.idxmax(), "step"])
+    return Finding(
+        code="gradient_spike",
+        severity="caution",
+        title="The gradient norm spiked",
+        detail=f"At step {step} it was {norm.max():.3g}, {norm.max() / norm.median():.0f} times the median.",
+        advice="Clip gradients or lower the learning rate.",
+    )
+
+
+CHECKS: tuple[Callable[[Run, RunSummary], Finding | None], ...] = (
+    unfinished,
+    not_finite,
+    nothing_kept,
+    kept_too_low,
+    grammar_loss,
+    threshold_drift,
+    curriculum_cut_short,
+    overfitting,
+    gradient_spike,
+)

@@ -1,0 +1,63 @@
+"""``entrodrop report``: one page on one training run or several."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from entrodrop_tune.errors import UserError
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of training runs (their output_dir).")],
+    base: Annotated[
+        Path | None, typer.Option(help="Evaluation folder of the untouched model, from `entrodrop eval`.")
+    ] = None,
+    tuned: Annotated[Path | None, typer.Option(help="Evaluation folder of the fine-tuned model.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write into.  [default: RUN/report]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a summary.")] = False,
+) -> None:
+    """Write report.html, report.md, report.json and curves.png about a training run, or several.
+
+    The page needs no network and no script; it shows what training did, what evaluation says before and after, and
+    warns where a known failure sign shows.
+
+    **Examples**
+
+    `entrodrop report runs/gsm8k`
+
+    `entrodrop report runs/gsm8k --base evals/base --tuned evals/tuned --output report`
+
+    `entrodrop report runs/lora runs/full --output lora-vs-full`
+    """
+    import json
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    from entrodrop_tune.analysis.before_after import load_evaluation
+    from entrodrop_tune.analysis.report import write_report
+    from entrodrop_tune.analysis.runs import load_runs
+
+    if (base is None) != (tuned is None):
+        given, missing = ("--base", "--tuned") if base else ("--tuned", "--base")
+        raise UserError(f"{given} needs {missing} too: a comparison takes an evaluation before and one after.")
+    loaded = load_runs(runs)
+    if output is None and len(loaded) > 1:
+        raise UserError("several runs need --output, the folder to write the report into.")
+    folder = output or loaded[0].path / "report"
+    evaluations = [load_evaluation(path) if path else None for path in (base, tuned)]
+    result = write_report(loaded, folder, *evaluations)
+    if as_json:
+        print(json.dumps(result))
+        return
+    console = Console()
+    for sentence in result["verdict"]:
+        console.print(sentence, markup=False, highlight=False)
+    for entry in result["runs"]:
+        for item in entry["warnings"]:
+            style = "red" if item["severity"] == "problem" else "yellow"
+            line = escape(f"{item['severity']}: {item['title']}. {item['detail']} {item['advice']}")
+            console.print(f"[{style}]{line}[/{style}]", highlight=False)
+    for name in ("report.html", "report.md", "report.json", "curves.png"):
+        console.print(str(folder / name), markup=False, highlight=False)
