@@ -10,6 +10,8 @@ import typer
 
 import entrodrop_tune
 from entrodrop_tune.cli.report import report
+from entrodrop_tune.cli.eval import EXAMPLES as EVAL_EXAMPLES
+from entrodrop_tune.cli.eval import evaluate_model
 from entrodrop_tune.errors import UserError
 
 app = typer.Typer(
@@ -38,6 +40,9 @@ def _root(
 
 
 app.command()(report)
+
+
+app.command("eval", epilog=EVAL_EXAMPLES)(evaluate_model)
 
 
 def main() -> None:

