@@ -64,9 +64,7 @@ def model_directory(path: str | Path) -> Path:
             f"or download one with `hf download ORG/NAME --local-dir {path}`."
         )
     if not (folder / "config.json").is_file():
-        raise UserError(
-            f'model folder "{path}" has no config.json: it is not a Hugging Face model directory.'
-        )
+        raise UserError(f'model folder "{path}" has no config.json: it is not a Hugging Face model directory.')
     return folder
 
 
@@ -87,9 +85,7 @@ def read_architecture(path: str | Path) -> Architecture:
     if model_type not in SUPPORTED:
         reason = f": {_REFUSED[model_type]}" if model_type in _REFUSED else ""
         known = ", ".join(f"{name} ({models})" for name, models in SUPPORTED.items())
-        raise UserError(
-            f'architecture "{model_type}" of {folder} is not supported{reason}. Supported: {known}.'
-        )
+        raise UserError(f'architecture "{model_type}" of {folder} is not supported{reason}. Supported: {known}.')
     if "quantization_config" in raw:
         raise UserError(
             f"the weights in {folder} are quantized ({raw['quantization_config'].get('quant_method', 'unknown')}): "

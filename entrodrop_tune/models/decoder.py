@@ -18,18 +18,14 @@ from entrodrop_tune.models.config import AdapterConfig, ModelConfig
 class Decoder(TransformerDecoder):
     """torchtune's decoder that can also stop before the output projection."""
 
-    def hidden_states(
-        self, tokens: Tensor, mask: Tensor | None = None, input_pos: Tensor | None = None
-    ) -> Tensor:
+    def hidden_states(self, tokens: Tensor, mask: Tensor | None = None, input_pos: Tensor | None = None) -> Tensor:
         """States after the final norm ``[B, T, D]`` for ``tokens`` ``[B, T]``; see :class:`SelfAttention` for the rest.
 
         Raises:
             ValueError: the sequence is longer than the model's context.
         """
         if tokens.shape[1] > self.max_seq_len:
-            raise ValueError(
-                f"sequence of {tokens.shape[1]} tokens exceeds the model's context of {self.max_seq_len}"
-            )
+            raise ValueError(f"sequence of {tokens.shape[1]} tokens exceeds the model's context of {self.max_seq_len}")
         states = self.tok_embeddings(tokens)
         for layer in self.layers:
             states = layer(states, mask=mask, input_pos=input_pos)
@@ -82,9 +78,7 @@ def _layer(
         if adapter is None or name not in adapter.target_modules:
             return nn.Linear(inputs, outputs, bias=bias)
         kind = DoRALinear if adapter.type == "dora" else LoRALinear
-        return kind(
-            inputs, outputs, rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, use_bias=bias
-        )
+        return kind(inputs, outputs, rank=adapter.rank, alpha=adapter.alpha, dropout=adapter.dropout, use_bias=bias)
 
     def head_norm() -> RMSNorm | None:
         return RMSNorm(architecture.head_dim, eps=eps) if architecture.qk_norm else None

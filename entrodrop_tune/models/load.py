@@ -69,11 +69,7 @@ def _read_weights(decoder: Decoder, folder: Path, dtype: torch.dtype, tied: bool
     weights = {}
     with _open_weights(folder) as (tensors, names):
         unread = names - {hf_name(name) for name in expected}
-        extra = {
-            n
-            for n in unread
-            if not n.endswith("rotary_emb.inv_freq") and not (tied and n == "lm_head.weight")
-        }
+        extra = {n for n in unread if not n.endswith("rotary_emb.inv_freq") and not (tied and n == "lm_head.weight")}
         if extra:
             raise UserError(
                 f"the weights in {folder} hold {len(extra)} tensors that its config.json does not describe, "
@@ -101,9 +97,7 @@ def _open_weights(folder: Path) -> Iterator:
     try:
         opened = [safe_open(file, framework="pt") for file in files]
     except SafetensorError as error:
-        raise UserError(
-            f"the safetensors files in {folder} cannot be read ({error}): download them again."
-        ) from None
+        raise UserError(f"the safetensors files in {folder} cannot be read ({error}): download them again.") from None
     where = {name: shard for shard in opened for name in shard.keys()}  # noqa: SIM118  (not a mapping)
     yield (lambda name: where[name].get_tensor(name)), set(where)
 

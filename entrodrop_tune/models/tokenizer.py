@@ -20,9 +20,7 @@ def load_tokenizer(path: str | Path) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"cannot load a tokenizer from {folder} (tokenizer.json missing or broken): {reason}"
-        ) from None
+        raise UserError(f"cannot load a tokenizer from {folder} (tokenizer.json missing or broken): {reason}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f'the tokenizer in {folder} has no eos_token: set one in "tokenizer_config.json".')
     return tokenizer
