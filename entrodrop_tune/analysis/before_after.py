@@ -35,7 +35,9 @@ def load_evaluation(path: Path | str) -> Evaluation:
     """
     path = Path(path)
     if not (path / "eval.json").is_file():
-        raise UserError(f"{path} is no evaluation folder: it has no eval.json. Make one with `entrodrop eval`.")
+        raise UserError(
+            f"{path} is no evaluation folder: it has no eval.json. Make one with `entrodrop eval`."
+        )
     try:
         info = json.loads((path / "eval.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -44,7 +46,7 @@ def load_evaluation(path: Path | str) -> Evaluation:
 
 
 def score_table(base: Evaluation, tuned: Evaluation) -> list[dict[str, Any]]:
-    """A row a task and metric that both evaluations hold, with a paired 95 % interval of tuned minus base.
+    """A row a task and metric that both evaluations hold, with a paired 95% interval of tuned minus base.
 
     Raises:
         UserError: the two have no task in common.
@@ -63,12 +65,16 @@ def score_table(base: Evaluation, tuned: Evaluation) -> list[dict[str, Any]]:
                     "higher_is_better": bool(value.get("higher_is_better", True)),
                     "chance": value.get("chance"),
                     "base": {key: value.get(key) for key in ("value", "ci_low", "ci_high", "n")},
-                    "tuned": {key: after["metrics"][metric].get(key) for key in ("value", "ci_low", "ci_high", "n")},
+                    "tuned": {
+                        key: after["metrics"][metric].get(key) for key in ("value", "ci_low", "ci_high", "n")
+                    },
                     "difference": paired_difference(base, tuned, task, metric),
                 }
             )
     if not rows:
-        raise UserError(f"{base.path} and {tuned.path} have no task in common: evaluate both with the same --suite.")
+        raise UserError(
+            f"{base.path} and {tuned.path} have no task in common: evaluate both with the same --suite."
+        )
     order = list(GROUPS)
     return sorted(rows, key=lambda row: order.index(row["group"]) if row["group"] in order else len(order))
 
@@ -85,7 +91,13 @@ def paired_difference(base: Evaluation, tuned: Evaluation, task: str, metric: st
     before, after = (list(side) for side in zip(*pairs, strict=True))
     difference = pd.Series(after, dtype=float) - pd.Series(before, dtype=float)
     if difference.nunique() == 1:
-        return {"value": float(difference.iloc[0]), "ci_low": None, "ci_high": None, "p": None, "n": len(pairs)}
+        return {
+            "value": float(difference.iloc[0]),
+            "ci_low": None,
+            "ci_high": None,
+            "p": None,
+            "n": len(pairs),
+        }
     test = stats.ttest_rel(after, before)
     low, high = test.confidence_interval(0.95)
     return {
@@ -120,7 +132,8 @@ def score_verdict(rows: Sequence[dict[str, Any]]) -> str:
     """One sentence: which scores moved for sure, which way, and how many could not be told."""
     moved = {kind: [row for row in rows if effect(row) == kind] for kind in ("better", "worse", "unclear")}
     parts = [
-        f"{kind} on " + ", ".join(f"{row['task']} {row['metric']} ({_difference(row)})" for row in moved[kind])
+        f"{kind} on "
+        + ", ".join(f"{row['task']} {row['metric']} ({_difference(row)})" for row in moved[kind])
         for kind in ("better", "worse")
         if moved[kind]
     ]
@@ -128,12 +141,14 @@ def score_verdict(rows: Sequence[dict[str, Any]]) -> str:
     if not parts:
         return f"After tuning, none of the {len(rows)} scores moved by more than chance would explain."
     sentence = "After tuning the model is " + " and ".join(parts)
-    return sentence + (f"; on {unclear} of {len(rows)} scores no difference can be shown." if unclear else ".")
+    return sentence + (
+        f"; on {unclear} of {len(rows)} scores no difference can be shown." if unclear else "."
+    )
 
 
 def _difference(row: dict[str, Any]) -> str:
     d = row["difference"]
-    return f"{d['value']:+.3f}, 95 % interval {d['ci_low']:+.3f} to {d['ci_high']:+.3f}"
+    return f"{d['value']:+.3f}, 95% interval {d['ci_low']:+.3f} to {d['ci_high']:+.3f}"
 
 
 def draw_scores(rows: Sequence[dict[str, Any]]) -> str:
@@ -145,20 +160,28 @@ def draw_scores(rows: Sequence[dict[str, Any]]) -> str:
     if not shown:
         return ""
     with house_style():
-        figure = Figure(figsize=(5.4, 0.75 + 0.56 * len(shown)), layout="constrained")
+        figure = Figure(figsize=(4.6, 0.75 + 0.56 * len(shown)), layout="constrained")
         axes = figure.add_subplot()
         for index, row in enumerate(shown):
             y = len(shown) - 1 - index
             for side, colour, offset in (("base", BLUE, 0.13), ("tuned", ORANGE, -0.13)):
                 score = row[side]
                 if score["ci_low"] is not None and score["ci_high"] is not None:
-                    axes.plot([score["ci_low"], score["ci_high"]], [y + offset] * 2, color=colour, linewidth=2, alpha=0.55)
+                    axes.plot(
+                        [score["ci_low"], score["ci_high"]],
+                        [y + offset] * 2,
+                        color=colour,
+                        linewidth=2,
+                        alpha=0.55,
+                    )
                 axes.plot(score["value"], y + offset, "o" if side == "base" else "D", color=colour, markersize=6,
                           label=side if index == 0 else None)  # fmt: skip
             if row["chance"] is not None:
                 axes.plot([row["chance"]] * 2, [y - 0.32, y + 0.32], color=MUTED, linestyle=":", linewidth=1.5,
                           label="chance" if index == 0 else None)  # fmt: skip
-        axes.set_yticks(range(len(shown)), [f"{row['task']}\n{row['metric']}" for row in reversed(shown)], fontsize=8.5)
+        axes.set_yticks(
+            range(len(shown)), [f"{row['task']}\n{row['metric']}" for row in reversed(shown)], fontsize=8.5
+        )
         axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.set_xlim(-0.02, 1.02)
         axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
@@ -169,7 +192,7 @@ def draw_scores(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['task']} {row['metric']}: {row['base']['value']:.3f} before, {row['tuned']['value']:.3f} after"
             for row in shown
         )
-        return inline_svg(figure, "scores", f"Scores with 95 % intervals. {alt}.")
+        return inline_svg(figure, "scores", f"Scores with 95% intervals. {alt}.")
 
 
 def _is_share(score: dict[str, Any]) -> bool:
@@ -211,5 +234,3 @@ def changed_answers(base: Evaluation, tuned: Evaluation, count: int = SAMPLES) -
             if turn < len(items) and len(examples) < count:
                 examples.append({"kind": kind, **items[turn]})
     return {"counts": {kind: len(items) for kind, items in kinds.items()}, "examples": examples}
-
-

@@ -13,11 +13,13 @@ from entrodrop_tune.analysis.runs import Run, run_names
 from entrodrop_tune.analysis.style import (
     BLUE,
     INK,
-    MUTED,
+    OCHRE,
     ORANGE,
+    PINK,
     TEAL,
     VIOLET,
     house_style,
+    legend_above,
     save_png,
     series_style,
 )
@@ -53,34 +55,21 @@ def draw_nll(axes: Axes, runs: Sequence[Run]) -> None:
         )
         rows = run.validation.dropna(subset=["nll"])
         axes.plot(
-            rows["epoch"], rows["nll"], **style, marker="o", markersize=3.5, label="validation" if single else name
+            rows["epoch"],
+            rows["nll"],
+            **style,
+            marker="o",
+            markersize=3.5,
+            label="validation" if single else name,
         )
         if len(rows):
-            _mark_best(axes, rows, style["color"], label=single)
+            best = rows.loc[rows["nll"].idxmin()]
+            axes.plot(
+                best["epoch"], best["nll"], "o", markersize=9, markerfacecolor="none", markeredgecolor=style["color"],
+                label=f"best {best['nll']:.3f}" if single else None,
+            )  # fmt: skip
     axes.set(xlabel="epoch", ylabel="NLL, nats/token")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best")
-    if not single:
-        axes.text(
-            0.99, 0.01, "thin: training · dots: validation", transform=axes.transAxes, ha="right", va="bottom",
-            fontsize=8, color=MUTED,
-        )  # fmt: skip
-
-
-def _mark_best(axes: Axes, rows: pd.DataFrame, colour: str, label: bool) -> None:
-    best = rows.loc[rows["nll"].idxmin()]
-    axes.plot(best["epoch"], best["nll"], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour)
-    if label:
-        axes.annotate(
-            f"best {best['nll']:.3f}",
-            (best["epoch"], best["nll"]),
-            xytext=(0, -11),
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            color=colour,
-        )
-        axes.margins(y=0.16)
+    legend_above(axes)
 
 
 def draw_curriculum(axes: Axes, runs: Sequence[Run]) -> None:
@@ -103,7 +92,7 @@ def draw_curriculum(axes: Axes, runs: Sequence[Run]) -> None:
     right.grid(False)
     right.spines["right"].set_visible(True)
     right.set_ylim(bottom=0)
-    axes.legend(handles=[*axes.lines, *(right.lines if single else [])], loc="best")
+    legend_above(axes, [*axes.lines, *(right.lines if single else [])])
 
 
 def draw_kept(axes: Axes, runs: Sequence[Run]) -> None:
@@ -121,7 +110,7 @@ def draw_entropy(axes: Axes, runs: Sequence[Run]) -> None:
         label = "validation" if len(runs) == 1 and len(rows) else None
         axes.plot(rows["epoch"], rows["entropy_mean"], "o-", color=colour, markersize=3.5, label=label)
     if len(runs) == 1:
-        axes.legend(loc="best")
+        legend_above(axes)
     axes.set_ylim(bottom=0)
 
 
@@ -139,7 +128,7 @@ def _draw_column(axes: Axes, runs: Sequence[Run], column: str, label: str, colou
         )
     axes.set(xlabel="epoch", ylabel=label)
     if len(runs) > 1:
-        axes.legend(loc="best")
+        legend_above(axes)
 
 
 def draw_halves(axes: Axes, runs: Sequence[Run]) -> None:
@@ -162,8 +151,23 @@ def draw_halves(axes: Axes, runs: Sequence[Run]) -> None:
         )  # fmt: skip
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.set(xlabel="epoch", ylabel="NLL change since start, nats")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="best")
+    legend_above(axes)
+
+
+def draw_optimizer(axes: Axes, runs: Sequence[Run]) -> None:
+    """Gradient norm before clipping (left axis) and learning rate (right axis)."""
+    _draw_column(axes, runs, "grad_norm", "gradient norm", PINK)
+    axes.set_ylim(bottom=0)
+    right = axes.twinx()
+    for index, run in enumerate(runs):
+        frame = thin(run.metrics)
+        colour = OCHRE if len(runs) == 1 else series_style(index)["color"]
+        right.plot(frame["epoch"], frame["lr"], color=colour, linestyle=":", label="learning rate")
+    right.set_ylabel("learning rate (dotted)")
+    right.grid(False)
+    right.spines["right"].set_visible(True)
+    right.set_ylim(bottom=0)
+    right.ticklabel_format(axis="y", scilimits=(-2, 3))
 
 
 PANELS: dict[str, tuple[str, Callable[[Axes, Sequence[Run]], None]]] = {
@@ -172,6 +176,7 @@ PANELS: dict[str, tuple[str, Callable[[Axes, Sequence[Run]], None]]] = {
     "halves": ("Validation loss by entropy half", draw_halves),
     "kept": ("Share of tokens kept", draw_kept),
     "entropy": ("Entropy drift", draw_entropy),
+    "optimizer": ("Gradient norm and learning rate", draw_optimizer),
 }
 
 
@@ -180,11 +185,17 @@ def save_curves(runs: Sequence[Run], path: Path, title: str) -> None:
     with house_style():
         figure = Figure(figsize=(12, 6.6), layout="constrained")
         grid = figure.add_gridspec(2, 3, width_ratios=(1.15, 1, 1))
-        places = {"nll": grid[:, 0], "curriculum": grid[0, 1], "halves": grid[0, 2], "kept": grid[1, 1], "entropy": grid[1, 2]}
+        places = {
+            "nll": grid[:, 0],
+            "curriculum": grid[0, 1],
+            "halves": grid[0, 2],
+            "kept": grid[1, 1],
+            "entropy": grid[1, 2],
+        }
         for key, place in places.items():
             name, draw = PANELS[key]
             axes = figure.add_subplot(place)
             draw(axes, runs)
-            axes.set_title(name)
+            axes.set_title(name, pad=24 if axes.get_legend() else 8)
         figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
         save_png(figure, path)

@@ -17,7 +17,7 @@ def render(template: str, **values: Any) -> str:
 
 def trusted(markup: str) -> Markup:
     """Mark our own SVG as markup. Never for text that comes from a run, a model or a data set."""
-    return Markup(markup)  # noqa: S704
+    return Markup(markup)
 
 
 @cache
@@ -57,7 +57,7 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None, digits: int = 0) -> str:
-    return MISSING if value is None else f"{value * 100:.{digits}f} %"
+    return MISSING if value is None else f"{value * 100:.{digits}f}%"
 
 
 def duration(seconds: float | None) -> str:

@@ -1,4 +1,4 @@
-"""One report of one run or several: the same numbers as JSON, as a self-contained web page, as Markdown and as a PNG."""
+"""A report of one run or several: the same numbers as JSON, self-contained web page, Markdown and PNG."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,16 @@ from entrodrop_tune.analysis.style import svg
 from entrodrop_tune.analysis.summary import epoch_means, summarize, verdict
 from entrodrop_tune.analysis.warnings import find_problems
 
-CURVE_COLUMNS = ["step", "epoch", "loss", "nll_all", "kept_fraction", "entropy_mean", "threshold", "drop_rate"]
+CURVE_COLUMNS = [
+    "step",
+    "epoch",
+    "loss",
+    "nll_all",
+    "kept_fraction",
+    "entropy_mean",
+    "threshold",
+    "drop_rate",
+]
 CURVE_POINTS = 400
 
 
@@ -45,7 +54,9 @@ def build_report(
         "config_difference": config_difference(runs) if len(runs) > 1 else {},
         "evaluation": None,
     }
-    verdicts = [entry["verdict"] if len(runs) == 1 else f"{entry['name']}: {entry['verdict']}" for entry in entries]
+    verdicts = [
+        entry["verdict"] if len(runs) == 1 else f"{entry['name']}: {entry['verdict']}" for entry in entries
+    ]
     if base is not None and tuned is not None:
         rows = score_table(base, tuned)
         for row in rows:
@@ -77,10 +88,15 @@ def _run_entry(run: Run, name: str) -> dict[str, Any]:
         "summary": summary.as_dict(),
         "warnings": [finding.as_dict() for finding in find_problems(run)],
         "validation": run.validation.to_dict("records"),
-        "epochs": [{"epoch": int(index), **row} for index, row in epoch_means(run.metrics).to_dict("index").items()],
+        "epochs": [
+            {"epoch": int(index), **row} for index, row in epoch_means(run.metrics).to_dict("index").items()
+        ],
         "training": thin(run.metrics[CURVE_COLUMNS], CURVE_POINTS).to_dict("list"),
         "config": flatten(run.config),
-        **{key: info.get(key) for key in ("data", "parameters", "total_steps", "world_size", "versions", "machine")},
+        **{
+            key: info.get(key)
+            for key in ("data", "parameters", "total_steps", "world_size", "versions", "machine")
+        },
     }
 
 
@@ -96,7 +112,9 @@ def write_report(
     """Write ``report.json``, ``report.html``, ``report.md`` and ``curves.png`` into ``output``; return the report."""
     report = build_report(runs, base, tuned)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (output / "report.json").write_text(
+        json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     save_curves(runs, output / "curves.png", title=report["title"])
     values = {"report": report, "groups": GROUPS}
     (output / "report.md").write_text(pages.render("report.md.j2", **values), encoding="utf-8")
@@ -123,7 +141,10 @@ def _figures(runs: Sequence[Run], report: dict[str, Any]) -> dict[str, Any]:
 
 
 CAPTIONS = {
-    "nll": "Training NLL counts every target token, dropped or not. The ring marks the best validation.",
+    "nll": (
+        "Training NLL counts every target token, dropped or not; a ring marks the best validation. Of several runs, thin "
+        "lines are training and lines with dots validation."
+    ),
     "curriculum": "The probability that a token below the threshold is dropped, and where that threshold lay.",
     "halves": (
         "Fixed validation tokens, split at the untouched model's median entropy. Below zero is better than the "
@@ -131,4 +152,5 @@ CAPTIONS = {
     ),
     "kept": "The share of target tokens that gave loss and gradient.",
     "entropy": "How sure the model is of its next token; falling towards zero means it is memorising.",
+    "optimizer": "The norm before clipping; a spike is a batch that the model could not make sense of.",
 }

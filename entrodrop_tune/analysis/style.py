@@ -2,11 +2,12 @@
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -23,7 +24,7 @@ VARIABLES = {
 RC = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.5,
+    "font.size": 9.8,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": MUTED,
@@ -58,10 +59,31 @@ def house_style() -> Iterator[None]:
 
 def series_style(index: int) -> dict[str, str]:
     """Colour and line style of the ``index``-th run: never told apart by colour alone past the first six."""
-    return {"color": SERIES[index % len(SERIES)], "linestyle": LINE_STYLES[index // len(SERIES) % len(LINE_STYLES)]}
+    return {
+        "color": SERIES[index % len(SERIES)],
+        "linestyle": LINE_STYLES[index // len(SERIES) % len(LINE_STYLES)],
+    }
 
 
-def svg(draw: Callable[[Axes], None], name: str, alt: str, size: tuple[float, float] = (5.4, 3.3)) -> str:
+def legend_above(axes: Axes, handles: Sequence[Artist] | None = None) -> None:
+    """A legend in rows above the axes, where it can cover no curve; nothing where nothing is labelled."""
+    handles = axes.get_legend_handles_labels()[0] if handles is None else handles
+    handles = [handle for handle in handles if not str(handle.get_label()).startswith("_")]
+    if not handles:
+        return
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    axes.legend(
+        handles=handles,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=max(1, min(len(handles), 58 // (longest + 7))),
+        borderaxespad=0.2,
+        columnspacing=1.4,
+        handlelength=1.8,
+    )
+
+
+def svg(draw: Callable[[Axes], None], name: str, alt: str, size: tuple[float, float] = (4.9, 3.1)) -> str:
     """Draw on one axes and return an inline ``<svg>``; ``alt`` is what a screen reader says instead."""
     with house_style():
         figure = Figure(figsize=size, layout="constrained")

@@ -1,7 +1,6 @@
 """The numbers that sum a run up: best, final, how far it degraded, how long training stayed useful."""
 
 import math
-
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +8,7 @@ import pandas as pd
 
 from entrodrop_tune.analysis.runs import Run
 
-DEGRADED = 0.01  # training stops being useful where validation NLL is 1 % above its best
+DEGRADED = 0.01  # training stops being useful where validation NLL is 1% above its best
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,9 @@ class RunSummary:
     degradation: float | None
     """Final minus best validation NLL."""
     effective_epochs: float | None
-    """Epochs until validation NLL is 1 % above its best, after the best; the whole run where that never happens."""
+    """Epochs until validation NLL is 1% above its best, after the best; the whole run where that never happens."""
     effective_censored: bool
-    """True where validation never rose by 1 %: the effective length is at least what is given."""
+    """True where validation never rose by 1%: the effective length is at least what is given."""
     best_token_accuracy: float | None
     final_train_nll: float | None
     kept_fraction: float | None
@@ -107,7 +106,11 @@ def _weighted(frame: pd.DataFrame, column: str) -> float:
     weights = rows["tokens"].fillna(0)
     if not len(rows):
         return math.nan
-    return float((rows[column] * weights).sum() / weights.sum()) if weights.sum() > 0 else float(rows[column].mean())
+    return (
+        float((rows[column] * weights).sum() / weights.sum())
+        if weights.sum() > 0
+        else float(rows[column].mean())
+    )
 
 
 def _number(value: Any) -> float | None:
@@ -124,8 +127,8 @@ def verdict(name: str, summary: RunSummary) -> str:
     elif summary.best_step == 0:
         return f"Training never improved validation NLL: the untouched model's {summary.start_nll:.3f} is the best."
     else:
-        change = (math.exp(summary.best_nll - summary.start_nll) - 1) * 100
-        first = f"Validation NLL fell from {summary.start_nll:.3f} to {best} (perplexity {change:+.0f} %)."
+        change = 1 - math.exp(summary.best_nll - summary.start_nll)
+        first = f"Validation NLL fell from {summary.start_nll:.3f} to {best} ({change:.0%} lower perplexity)."
     return first + " " + _after_best(summary)
 
 
@@ -144,5 +147,3 @@ def _after_best(summary: RunSummary) -> str:
 
 def _short(value: float | None) -> str:
     return "?" if value is None else f"{value:.1f}".removesuffix(".0")
-
-

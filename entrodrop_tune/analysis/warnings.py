@@ -116,7 +116,7 @@ def grammar_loss(run: Run, summary: RunSummary) -> Finding | None:
             f"NLL of the low-entropy half rose by {rise:.3f} nats after epoch {lowest['epoch']:.3g} (limit "
             f"{GRAMMAR_LOSS}){', and ended above the untouched model' if worse else ''}: signs of lost grammar."
         ),
-        advice="Drop fewer low-entropy tokens late in training (a lower rate, or an easing curriculum), or stop earlier.",
+        advice="Drop fewer low-entropy tokens late in training (lower rate, easing curriculum), or stop earlier.",
     )
 
 
@@ -178,7 +178,11 @@ def curriculum_cut_short(run: Run, summary: RunSummary) -> Finding | None:
 
 
 def overfitting(run: Run, summary: RunSummary) -> Finding | None:
-    if summary.best_nll is None or summary.degradation is None or summary.degradation <= OVERFIT * summary.best_nll:
+    if (
+        summary.best_nll is None
+        or summary.degradation is None
+        or summary.degradation <= OVERFIT * summary.best_nll
+    ):
         return None
     return Finding(
         code="overfitting",
@@ -188,7 +192,7 @@ def overfitting(run: Run, summary: RunSummary) -> Finding | None:
             f"Validation NLL ended {summary.degradation / summary.best_nll:.0%} above its best "
             f"(epoch {summary.best_epoch:.3g} of {summary.final_epoch:.3g})."
         ),
-        advice="Evaluate and ship the `best` checkpoint, train for fewer epochs, or drop more (or a lower learning rate).",
+        advice="Evaluate and ship the best checkpoint, train for fewer epochs, drop more, or lower the learning rate.",
     )
 
 

@@ -127,14 +127,19 @@ def make_evaluation(path: Path, *, gain: float = 0.0, n: int = 40, seed: int = 0
             row["answer_nll"] = 1.4 - gain + difficulty[doc] + flips.normal(0, 0.05)
             item = {"task": task, "doc_id": doc, "metrics": {metric: row[metric] for metric in metrics}}
             if group != "general":
-                item |= {"prediction": f"The answer to {doc} is <b>{int(right) * doc}</b>.\n#### {doc}", "target": str(doc)}
+                item |= {
+                    "prediction": f"The answer to {doc} is <b>{int(right) * doc}</b>.\n#### {doc}",
+                    "target": str(doc),
+                }
             items.append(item)
             for metric in metrics:
                 columns[metric].append(row[metric])
         tasks[task] = {
             "group": group,
             "n": n,
-            "metrics": {metric: _interval(columns[metric], better, metric) for metric, better in metrics.items()},
+            "metrics": {
+                metric: _interval(columns[metric], better, metric) for metric, better in metrics.items()
+            },
         }
     evaluation = {
         "schema": 1, "model": {"path": "models/smollm2"}, "suite": "quick", "settings": {"shots": 0},
