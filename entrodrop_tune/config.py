@@ -48,6 +48,9 @@ def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
             if not equals or not key or key.startswith("-"):
                 raise UserError(f'cannot read override "{override}": write key=value, for example epochs=3.')
             config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise UserError(f'{path} leaves "{missing[0]}" open: add {missing[0]}=VALUE to the command.')
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"config file {path}: {' '.join(str(error).split())}") from None
@@ -87,7 +90,7 @@ def _explain(schema: type[Section], mapping: Mapping[str, Any], item: dict[str, 
 
 
 def _is_union_tag(part: Any) -> bool:
-    # pydantic puts the tried union member into the path (a class name, or "function-before[...]"); users never wrote it.
+    # pydantic puts the tried union member into the path (a class name, "function-before[...]"); users never wrote it.
     return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in {"float", "int", "str", "bool"})
 
 

@@ -1,0 +1,44 @@
+# Users: `make demo`. Developers: `make setup`, `make lint`, `make test`. Every target names the plain commands it runs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Further arguments for pip, for example the index of PyTorch's CPU builds, which spares a machine without a GPU
+# about 3 GB of CUDA libraries.
+PIP_ARGS ?=
+DEMO ?= demo
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help setup demo eval-demo test test-fast lint gpu-check clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup: $(VENV)/.installed  ## create .venv and install the project with everything the demo and the tests need
+
+# Idempotent: runs again only when the project's own dependency lists change. torch first, so that its version is
+# settled before anything else asks for one.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt $(PIP_ARGS) -e '.[dev]'
+	touch $@
+
+demo: setup  ## evaluate SmolLM2, fine-tune it with EntroDrop, evaluate again, write the report: about 10 minutes
+	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) --no-print-directory -f demo.mk DEMO=$(DEMO)
+
+lint: setup  ## style, types, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup  ## all tests, the slow ones too: under 10 minutes on two cores
+	$(BIN)/python -m pytest -n 2 --dist worksteal -q
+
+test-fast: setup  ## unit tests only
+	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+
+clean:  ## remove what the demo made
+	rm -rf $(DEMO)

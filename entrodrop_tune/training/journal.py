@@ -1,0 +1,96 @@
+"""A run's text files: ``run.json`` (what ran, on what, how it ended) and the two ``.jsonl`` journals."""
+
+import json
+import os
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from entrodrop_tune.errors import UserError
+
+PACKAGES = ("entrodrop-tune", "torch", "torchtune", "torchao", "transformers")
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` so that ``path`` holds either its old or its new content, never a part."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": device.type,
+        "device_name": name,
+        "cpu_count": os.cpu_count(),
+        "system": platform.system(),
+    }
+
+
+class Journal:
+    """An append-only ``.jsonl`` file whose lines carry a ``step``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: dict[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def truncate_after(self, step: int) -> list[dict[str, Any]]:
+        """Drop lines past ``step`` (a killed run wrote them, the resumed one writes them again) and return the rest.
+
+        A half-written last line is dropped too.
+        """
+        rows = []
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                break
+            if row["step"] <= step:
+                rows.append(row)
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        return rows
+
+
+class RunRecord:
+    """``run.json``: written at the start, updated at the end."""
+
+    def __init__(self, output_dir: Path) -> None:
+        self.path = output_dir / "run.json"
+        self.content: dict[str, Any] = {}
+
+    def load(self) -> bool:
+        """Read an earlier run's record; False when there is none.
+
+        Raises:
+            UserError: the file is not JSON.
+        """
+        if not self.path.exists():
+            return False
+        try:
+            self.content = json.loads(self.path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError(f"{self.path} is damaged ({error}): restore it or start in another output_dir.") from None
+        return True
+
+    def update(self, **fields: Any) -> None:
+        self.content.update(fields)
+        write_atomically(self.path, json.dumps(self.content, indent=2) + "\n")

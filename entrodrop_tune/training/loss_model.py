@@ -1,0 +1,118 @@
+"""The decoder and the fused loss as one module.
+
+They share a forward so that, under FSDP2, the root's unsharded output weight is at hand for the loss and its gradient
+is reduced with the others.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torchtune.modules import TransformerDecoder
+from torchtune.modules.peft import disable_adapter
+
+from entrodrop_tune.method import LossOutput, linear_cross_entropy
+from entrodrop_tune.models import hidden_states, output_weight
+
+Select = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+KL_CHUNK_TOKENS = 512
+
+
+class LossModel(nn.Module):
+    """Tokens and labels in, :class:`LossOutput` out; no logits of the whole batch in between.
+
+    Args:
+        decoder: the model that is trained.
+        autocast: compute in bf16 while trained weights stay in fp32.
+        label_smoothing: share of the target spread over the vocabulary.
+        kl_to_base: weight of KL(base || model) in nats a kept token.
+        base: frozen copy for the KL term; None means the decoder with its adapters switched off.
+    """
+
+    def __init__(
+        self,
+        decoder: TransformerDecoder,
+        *,
+        autocast: bool = False,
+        label_smoothing: float = 0.0,
+        kl_to_base: float = 0.0,
+        base: TransformerDecoder | None = None,
+    ) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.base = base
+        self.autocast = autocast
+        self.label_smoothing = label_smoothing
+        self.kl_to_base = kl_to_base
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        labels: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        select: Select | None = None,
+    ) -> LossOutput:
+        """Batch tensors (see :class:`entrodrop_tune.data.Batch`) -> sums and per-token values ``[B * T]``."""
+        with torch.autocast(tokens.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            hidden = hidden_states(self.decoder, tokens, mask=mask, input_pos=positions).flatten(0, 1)
+            weight = output_weight(self.decoder)
+            output = linear_cross_entropy(
+                hidden,
+                weight,
+                labels.flatten(),
+                select,
+                label_smoothing=self.label_smoothing if self.training else 0.0,
+                with_accuracy=not self.training,
+            )
+            if self.training and self.kl_to_base:
+                base_hidden, base_weight = self._base_states(tokens, mask, positions)
+                kl = _linear_kl(hidden, weight, base_hidden.flatten(0, 1), base_weight, output.keep)
+                output = output._replace(loss_sum=output.loss_sum + self.kl_to_base * kl)
+        return output
+
+    @torch.no_grad()
+    def _base_states(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.base is not None:
+            return hidden_states(self.base, tokens, mask=mask, input_pos=positions), output_weight(self.base)
+        with disable_adapter(self.decoder):
+            return hidden_states(self.decoder, tokens, mask=mask, input_pos=positions), output_weight(self.decoder)
+
+
+def _linear_kl(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    base_hidden: torch.Tensor,
+    base_weight: torch.Tensor,
+    keep: torch.Tensor,
+) -> torch.Tensor:
+    """Sum over kept rows of KL(base || model) in nats; a chunk of logits at a time, recomputed in the backward."""
+
+    def chunk_kl(h: torch.Tensor, base_h: torch.Tensor) -> torch.Tensor:
+        model = F.linear(h, weight).float().log_softmax(-1)
+        base = F.linear(base_h, base_weight).float().log_softmax(-1)
+        return F.kl_div(model, base, reduction="sum", log_target=True)
+
+    rows = keep.nonzero().squeeze(1)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for chunk in rows.split(KL_CHUNK_TOKENS):
+        total = total + checkpoint(chunk_kl, hidden[chunk], base_hidden[chunk], use_reentrant=False)
+    return total
+
+
+def add_neftune_noise(embedding: nn.Module, alpha: float) -> None:
+    """NEFTune (arXiv 2310.05914): while training, add uniform noise of scale ``alpha / sqrt(T * D)`` to embeddings."""
+
+    def hook(module: nn.Module, _inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        scale = alpha / math.sqrt(output.size(1) * output.size(2))
+        return output + torch.empty_like(output).uniform_(-scale, scale)
+
+    embedding.register_forward_hook(hook)

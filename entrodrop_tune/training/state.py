@@ -1,0 +1,159 @@
+"""What a checkpoint holds: the model for others, and everything this engine needs to go on as if never interrupted."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from entrodrop_tune.models import is_adapter, save_adapter, save_hf, save_merged
+from entrodrop_tune.training.checkpoint import RESUME
+from entrodrop_tune.training.config import RunConfig
+from entrodrop_tune.training.distributed import World
+from entrodrop_tune.training.dropper import TokenDropper
+from entrodrop_tune.training.validation import Validator
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+_FULL_TRAINED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+
+
+@dataclass
+class Progress:
+    """Where a run stands. The data position and every random number follow from ``step`` and the seed."""
+
+    step: int = 0
+    tokens: int = 0
+    skipped_steps: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    validations_since_best: int = 0
+
+
+class RunState:
+    """The parts that change during training, gathered for one atomic save.
+
+    Args:
+        config: the run's config.
+        decoder: the model's decoder (sharded or not).
+        optimizer, lr_scheduler, dropper, validator: as built.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        decoder: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        lr_scheduler: torch.optim.lr_scheduler.LambdaLR,
+        dropper: TokenDropper,
+        validator: Validator,
+    ) -> None:
+        self.config = config
+        self.decoder = decoder
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.dropper = dropper
+        self.validator = validator
+        self.progress = Progress()
+
+    def gather(self, world: World) -> "Snapshot":
+        """Collect the whole state on rank 0 (collective: every rank must call)."""
+        merged = self.config.adapter is not None and self.config.checkpoint.save_merged
+        options = _FULL if self.config.adapter is None or merged else _FULL_TRAINED
+        return Snapshot(
+            model=get_model_state_dict(self.decoder, options=options),
+            optimizer=get_optimizer_state_dict(self.decoder, self.optimizer, options=_FULL),
+            tensors={
+                **_prefixed("dropper", self.dropper.state_dict(world)),
+                **_prefixed("validator", self.validator.state_dict()),
+            },
+            values={"progress": asdict(self.progress), "lr_scheduler": self.lr_scheduler.state_dict()},
+        )
+
+    def restore(self, folder: Path) -> None:
+        """Load ``folder/resume`` into the parts; full fine-tuning has already loaded its weights from ``folder``."""
+        resume = folder / RESUME
+        values = json.loads((resume / "state.json").read_text())
+        tensors = load_file(resume / "state.safetensors")
+        if self.config.adapter is not None:
+            options = StateDictOptions(full_state_dict=True, strict=False)
+            set_model_state_dict(self.decoder, load_file(resume / "trained.safetensors"), options=options)
+        set_optimizer_state_dict(
+            self.decoder,
+            self.optimizer,
+            _join_optimizer(load_file(resume / "optimizer.safetensors"), values["optimizer"]),
+            options=StateDictOptions(full_state_dict=True),
+        )
+        self.lr_scheduler.load_state_dict(values["lr_scheduler"])
+        self.dropper.load_state_dict(_unprefixed("dropper", tensors))
+        self.validator.load_state_dict(_unprefixed("validator", tensors))
+        self.progress = Progress(**values["progress"])
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A run's state on the CPU of rank 0, ready to be written."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+    def write(self, folder: Path, config: RunConfig) -> None:
+        """Fill ``folder``: the model (or adapter) for everyone, ``resume/`` for this engine. No pickle anywhere."""
+        resume = folder / RESUME
+        resume.mkdir()
+        if config.adapter is None:
+            save_hf(self.model, config.model.path, folder)
+        else:
+            save_adapter(self.model, config.adapter, config.model.path, folder)
+            trained = {name: tensor for name, tensor in self.model.items() if is_adapter(name)}
+            save_file(trained, resume / "trained.safetensors")
+            if config.checkpoint.save_merged:
+                save_merged(self.model, config.adapter, config.model.path, folder / "merged")
+        moments, groups = _split_optimizer(self.optimizer)
+        save_file(moments, resume / "optimizer.safetensors")
+        save_file(self.tensors, resume / "state.safetensors")
+        (resume / "state.json").write_text(json.dumps({**self.values, "optimizer": groups}, indent=1) + "\n")
+
+
+def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors by ``parameter|key`` for safetensors; the rest (hyper-parameters, plain numbers) for JSON."""
+    tensors = {}
+    plain: dict[str, Any] = {}
+    for parameter, values in state["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{parameter}|{key}"] = value.contiguous()
+            else:
+                plain[f"{parameter}|{key}"] = value
+    groups = [
+        {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
+        for group in state["param_groups"]
+    ]
+    return tensors, {"plain": plain, "param_groups": groups}
+
+
+def _join_optimizer(tensors: dict[str, Tensor], groups: dict[str, Any]) -> dict[str, Any]:
+    state: dict[str, dict[str, Any]] = {}
+    for joined, value in {**tensors, **groups["plain"]}.items():
+        parameter, _, key = joined.rpartition("|")
+        state.setdefault(parameter, {})[key] = value
+    return {"state": state, "param_groups": groups["param_groups"]}
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}.{name}": tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _unprefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}

@@ -1,0 +1,117 @@
+"""One optimizer step: microbatches -> summed gradients -> one division by the global count -> clip -> update."""
+
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torchtune.training import scale_grads
+
+from entrodrop_tune.data import Batch, Row
+from entrodrop_tune.method import IGNORE_INDEX
+from entrodrop_tune.training.distributed import World, all_reduce_sum
+from entrodrop_tune.training.dropper import TokenDropper
+from entrodrop_tune.training.loss_model import LossModel
+from entrodrop_tune.training.validation import forward, microbatches
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, summed over all microbatches and ranks.
+
+    Attributes:
+        loss: what was minimised, in nats a counted token (0 when nothing was kept).
+        nll_all: mean NLL over all target tokens, dropped ones too, in nats.
+        kept: tokens with a weight above zero; ``valid``: all target tokens.
+        grad_norm: before clipping.
+        updated: False when nothing was kept, or loss or gradient was not finite.
+        finite: whether loss and gradient were.
+        stop: whether any process was asked to stop.
+        seconds: wall time.
+    """
+
+    loss: float
+    nll_all: float
+    entropy_mean: float
+    kept: int
+    valid: int
+    grad_norm: float
+    updated: bool
+    finite: bool
+    stop: bool
+    seconds: float
+
+
+def optimizer_step(
+    model: LossModel,
+    optimizer: torch.optim.Optimizer,
+    rows: Sequence[Row],
+    dropper: TokenDropper,
+    *,
+    batch_size: int,
+    pad_id: int,
+    clip_grad_norm: float | None,
+    world: World,
+    offload: AbstractContextManager,
+    stop_requested: bool,
+) -> StepResult:
+    """Run one step on the global batch ``rows``; the result is the same on every rank.
+
+    Gradients of *sums* are accumulated and divided once by the global count, which is known only after the last
+    forward pass. So neither the microbatch size nor the number of processes changes the update.
+    """
+    started = time.perf_counter()
+    sums = torch.zeros(6, dtype=torch.float64)
+    for batch in microbatches(rows, batch_size, world, pad_id):
+        inputs = dropper.corrupt(batch)
+        with offload:
+            output = forward(model, replace(batch, tokens=inputs), dropper.select(batch))
+            output.loss_sum.backward()
+        dropper.observe(batch, output)
+        sums += _sums(batch, output, stop_requested)
+    dropper.commit(world)
+    loss_sum, nll_sum, entropy_sum, kept, valid, stop = all_reduce_sum(sums, world).tolist()
+    count = kept if dropper.normalizer == "kept" else valid
+    grad_norm = 0.0
+    if kept > 0:
+        scale_grads(model, torch.tensor(1.0 / count))
+        grad_norm = _clip(model, clip_grad_norm)
+    finite = all(map(torch.isfinite, torch.tensor([loss_sum, grad_norm])))
+    updated = kept > 0 and finite
+    if updated:
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return StepResult(
+        loss=loss_sum / count if kept else 0.0,
+        nll_all=nll_sum / max(valid, 1),
+        entropy_mean=entropy_sum / max(valid, 1),
+        kept=int(kept),
+        valid=int(valid),
+        grad_norm=grad_norm,
+        updated=updated,
+        finite=finite,
+        stop=stop > 0,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _sums(batch: Batch, output, stop_requested: bool) -> torch.Tensor:
+    target = batch.labels.flatten() != IGNORE_INDEX
+    parts = (
+        output.loss_sum.detach(),
+        output.nll[target].double().sum(),
+        output.entropy[target].double().sum(),
+        output.kept,
+        output.valid,
+        torch.tensor(stop_requested),
+    )
+    return torch.stack([part.to("cpu", torch.float64) for part in parts])
+
+
+def _clip(model: nn.Module, max_norm: float | None) -> float:
+    """Clip in place; the norm before clipping."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
