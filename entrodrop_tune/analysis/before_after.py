@@ -35,9 +35,7 @@ def load_evaluation(path: Path | str) -> Evaluation:
     """
     path = Path(path)
     if not (path / "eval.json").is_file():
-        raise UserError(
-            f"{path} is no evaluation folder: it has no eval.json. Make one with `entrodrop eval`."
-        )
+        raise UserError(f"{path} is no evaluation folder: it has no eval.json. Make one with `entrodrop eval`.")
     try:
         info = json.loads((path / "eval.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -65,16 +63,12 @@ def score_table(base: Evaluation, tuned: Evaluation) -> list[dict[str, Any]]:
                     "higher_is_better": bool(value.get("higher_is_better", True)),
                     "chance": value.get("chance"),
                     "base": {key: value.get(key) for key in ("value", "ci_low", "ci_high", "n")},
-                    "tuned": {
-                        key: after["metrics"][metric].get(key) for key in ("value", "ci_low", "ci_high", "n")
-                    },
+                    "tuned": {key: after["metrics"][metric].get(key) for key in ("value", "ci_low", "ci_high", "n")},
                     "difference": paired_difference(base, tuned, task, metric),
                 }
             )
     if not rows:
-        raise UserError(
-            f"{base.path} and {tuned.path} have no task in common: evaluate both with the same --suite."
-        )
+        raise UserError(f"{base.path} and {tuned.path} have no task in common: evaluate both with the same --suite.")
     order = list(GROUPS)
     return sorted(rows, key=lambda row: order.index(row["group"]) if row["group"] in order else len(order))
 
@@ -132,8 +126,7 @@ def score_verdict(rows: Sequence[dict[str, Any]]) -> str:
     """One sentence: which scores moved for sure, which way, and how many could not be told."""
     moved = {kind: [row for row in rows if effect(row) == kind] for kind in ("better", "worse", "unclear")}
     parts = [
-        f"{kind} on "
-        + ", ".join(f"{row['task']} {row['metric']} ({_difference(row)})" for row in moved[kind])
+        f"{kind} on " + ", ".join(f"{row['task']} {row['metric']} ({_difference(row)})" for row in moved[kind])
         for kind in ("better", "worse")
         if moved[kind]
     ]
@@ -141,9 +134,7 @@ def score_verdict(rows: Sequence[dict[str, Any]]) -> str:
     if not parts:
         return f"After tuning, none of the {len(rows)} scores moved by more than chance would explain."
     sentence = "After tuning the model is " + " and ".join(parts)
-    return sentence + (
-        f"; on {unclear} of {len(rows)} scores no difference can be shown." if unclear else "."
-    )
+    return sentence + (f"; on {unclear} of {len(rows)} scores no difference can be shown." if unclear else ".")
 
 
 def _difference(row: dict[str, Any]) -> str:
@@ -179,9 +170,7 @@ def draw_scores(rows: Sequence[dict[str, Any]]) -> str:
             if row["chance"] is not None:
                 axes.plot([row["chance"]] * 2, [y - 0.32, y + 0.32], color=MUTED, linestyle=":", linewidth=1.5,
                           label="chance" if index == 0 else None)  # fmt: skip
-        axes.set_yticks(
-            range(len(shown)), [f"{row['task']}\n{row['metric']}" for row in reversed(shown)], fontsize=8.5
-        )
+        axes.set_yticks(range(len(shown)), [f"{row['task']}\n{row['metric']}" for row in reversed(shown)], fontsize=8.5)
         axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.set_xlim(-0.02, 1.02)
         axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))

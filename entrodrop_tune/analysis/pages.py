@@ -37,6 +37,7 @@ def _environment() -> Environment:
         "duration": duration,
         "size": size,
         "count": count,
+        "interval": interval,
         "cell": markdown_cell,
     }
     return environment
@@ -80,6 +81,12 @@ def size(value: float | None) -> str:
 def count(value: float | None) -> str:
     """Thousands apart: ``134,515,008``."""
     return MISSING if value is None else f"{value:,.0f}"
+
+
+def interval(mean: dict[str, Any], digits: int = 3) -> str:
+    """``{"value": 0.8834, "half_width": 0.011}`` -> ``0.883 ± 0.011``."""
+    text = number(mean["value"], digits)
+    return text if mean["half_width"] is None else f"{text} ± {mean['half_width']:.{digits}f}"
 
 
 def markdown_cell(value: Any) -> str:

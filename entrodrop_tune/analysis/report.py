@@ -54,9 +54,7 @@ def build_report(
         "config_difference": config_difference(runs) if len(runs) > 1 else {},
         "evaluation": None,
     }
-    verdicts = [
-        entry["verdict"] if len(runs) == 1 else f"{entry['name']}: {entry['verdict']}" for entry in entries
-    ]
+    verdicts = [entry["verdict"] if len(runs) == 1 else f"{entry['name']}: {entry['verdict']}" for entry in entries]
     if base is not None and tuned is not None:
         rows = score_table(base, tuned)
         for row in rows:
@@ -88,15 +86,10 @@ def _run_entry(run: Run, name: str) -> dict[str, Any]:
         "summary": summary.as_dict(),
         "warnings": [finding.as_dict() for finding in find_problems(run)],
         "validation": run.validation.to_dict("records"),
-        "epochs": [
-            {"epoch": int(index), **row} for index, row in epoch_means(run.metrics).to_dict("index").items()
-        ],
+        "epochs": [{"epoch": int(index), **row} for index, row in epoch_means(run.metrics).to_dict("index").items()],
         "training": thin(run.metrics[CURVE_COLUMNS], CURVE_POINTS).to_dict("list"),
         "config": flatten(run.config),
-        **{
-            key: info.get(key)
-            for key in ("data", "parameters", "total_steps", "world_size", "versions", "machine")
-        },
+        **{key: info.get(key) for key in ("data", "parameters", "total_steps", "world_size", "versions", "machine")},
     }
 
 
@@ -112,9 +105,7 @@ def write_report(
     """Write ``report.json``, ``report.html``, ``report.md`` and ``curves.png`` into ``output``; return the report."""
     report = build_report(runs, base, tuned)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").write_text(
-        json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     save_curves(runs, output / "curves.png", title=report["title"])
     values = {"report": report, "groups": GROUPS}
     (output / "report.md").write_text(pages.render("report.md.j2", **values), encoding="utf-8")
@@ -147,8 +138,8 @@ CAPTIONS = {
     ),
     "curriculum": "The probability that a token below the threshold is dropped, and where that threshold lay.",
     "halves": (
-        "Fixed validation tokens, split at the untouched model's median entropy. Below zero is better than the "
-        "untouched model; a rising low-entropy half would mean lost grammar."
+        "Fixed validation tokens, split at the untouched model's median entropy. Below zero is better "
+        "than the untouched model; a rising low-entropy half would mean lost grammar."
     ),
     "kept": "The share of target tokens that gave loss and gradient.",
     "entropy": "How sure the model is of its next token; falling towards zero means it is memorising.",

@@ -69,9 +69,7 @@ def load_run(path: Path | str) -> Run:
     try:
         info = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path / 'run.json'} is not valid JSON ({error}). Is the run folder damaged?"
-        ) from None
+        raise UserError(f"{path / 'run.json'} is not valid JSON ({error}). Is the run folder damaged?") from None
     if not isinstance(info, dict):
         raise UserError(f"{path / 'run.json'} must hold a JSON object.")
     return Run(
@@ -157,8 +155,7 @@ def config_difference(runs: Sequence[Run]) -> dict[str, list[Any]]:
     return {
         key: [config.get(key) for config in flat]
         for key in keys
-        if key.rpartition(".")[2] != "output_dir"
-        and any(config.get(key) != flat[0].get(key) for config in flat)
+        if key.rpartition(".")[2] != "output_dir" and any(config.get(key) != flat[0].get(key) for config in flat)
     }
 
 

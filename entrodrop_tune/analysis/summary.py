@@ -106,11 +106,7 @@ def _weighted(frame: pd.DataFrame, column: str) -> float:
     weights = rows["tokens"].fillna(0)
     if not len(rows):
         return math.nan
-    return (
-        float((rows[column] * weights).sum() / weights.sum())
-        if weights.sum() > 0
-        else float(rows[column].mean())
-    )
+    return float((rows[column] * weights).sum() / weights.sum()) if weights.sum() > 0 else float(rows[column].mean())
 
 
 def _number(value: Any) -> float | None:

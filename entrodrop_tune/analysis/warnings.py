@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from entrodrop_tune.analysis.runs import Run, flatten
+from entrodrop_tune.analysis.runs import Run
 from entrodrop_tune.analysis.summary import RunSummary, epoch_means, summarize
+from entrodrop_tune.method.curriculum import Curriculum
 
 KEPT_TOO_LOW = 0.3
 """Below this share of tokens kept, over an epoch, most of each batch's compute teaches nothing."""
@@ -121,8 +122,9 @@ def grammar_loss(run: Run, summary: RunSummary) -> Finding | None:
 
 
 def threshold_drift(run: Run, summary: RunSummary) -> Finding | None:
-    if threshold_is_scheduled(run.config):
-        return None
+    curriculum = curriculum_of(run)
+    if curriculum is not None and len(set(curriculum.threshold.values())) > 1:
+        return None  # it moves on purpose
     threshold = run.metrics["threshold"].dropna()
     if len(threshold) < 8:
         return None
@@ -148,14 +150,14 @@ def _ends(values: pd.Series, skip: int) -> tuple[pd.Series, pd.Series]:
     return rest.iloc[:width], rest.iloc[-width:]
 
 
-def threshold_is_scheduled(config: dict[str, Any]) -> bool:
-    """Whether the config moves the threshold on purpose (a curriculum over it with two different ends)."""
-    for key, value in flatten(config).items():
-        parent, _, leaf = key.rpartition(".")
-        if leaf == "end" and "threshold" in parent:
-            flat = flatten(config)
-            return value is not None and value != flat.get(f"{parent}.start")
-    return False
+def curriculum_of(run: Run) -> Curriculum | None:
+    """The run's curriculum; None where its config names none (or names one of another version)."""
+    section = run.config.get("entrodrop") or {}
+    parts = {key: section[key] for key in ("preset", "threshold", "drop_rate", "per") if section.get(key) is not None}
+    try:
+        return Curriculum.from_config(parts)
+    except ValueError:
+        return None
 
 
 def curriculum_cut_short(run: Run, summary: RunSummary) -> Finding | None:
@@ -165,24 +167,22 @@ def curriculum_cut_short(run: Run, summary: RunSummary) -> Finding | None:
     rate = run.metrics["drop_rate"].dropna()
     if rate.nunique() < 2:
         return None
+    curriculum = curriculum_of(run)
+    planned = f" of a planned {curriculum.at(1.0).drop_rate:.2f}" if curriculum else ""
     return Finding(
         code="curriculum_cut_short",
         severity="caution",
         title="The curriculum never reached its end",
         detail=(
             f"The run ended at step {summary.steps} of {total} ({summary.steps / total:.0%}) with the drop rate at "
-            f"{rate.iloc[-1]:.2f}, having started at {rate.iloc[0]:.2f}."
+            f"{rate.iloc[-1]:.2f}{planned}, having started at {rate.iloc[0]:.2f}."
         ),
         advice="Plan as many epochs as the run really lasts, so that the curriculum ends where training does.",
     )
 
 
 def overfitting(run: Run, summary: RunSummary) -> Finding | None:
-    if (
-        summary.best_nll is None
-        or summary.degradation is None
-        or summary.degradation <= OVERFIT * summary.best_nll
-    ):
+    if summary.best_nll is None or summary.degradation is None or summary.degradation <= OVERFIT * summary.best_nll:
         return None
     return Finding(
         code="overfitting",

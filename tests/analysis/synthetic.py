@@ -137,9 +137,7 @@ def make_evaluation(path: Path, *, gain: float = 0.0, n: int = 40, seed: int = 0
         tasks[task] = {
             "group": group,
             "n": n,
-            "metrics": {
-                metric: _interval(columns[metric], better, metric) for metric, better in metrics.items()
-            },
+            "metrics": {metric: _interval(columns[metric], better, metric) for metric, better in metrics.items()},
         }
     evaluation = {
         "schema": 1, "model": {"path": "models/smollm2"}, "suite": "quick", "settings": {"shots": 0},

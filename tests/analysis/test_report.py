@@ -1,3 +1,4 @@
+import itertools
 import json
 import re
 from html.parser import HTMLParser
@@ -71,7 +72,7 @@ def test_the_page_is_accessible_by_structure(single):
     tags = [tag for tag, _ in page.tags]
     assert tags.count("h1") == 1 and tags.count("main") == 1 and "header" in tags and "footer" in tags
     levels = [int(tag[1]) for tag in tags if re.fullmatch(r"h[1-6]", tag)]
-    assert all(deeper - upper <= 1 for upper, deeper in zip(levels, levels[1:], strict=False))
+    assert all(deeper - upper <= 1 for upper, deeper in itertools.pairwise(levels))
     assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert drawings and all(svg["role"] == "img" and len(svg["aria-label"]) > 20 for svg in drawings)
