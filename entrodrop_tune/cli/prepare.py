@@ -61,7 +61,5 @@ def _dataset(name: str, output: Path | None, from_hub: bool, progress: bool) -> 
 
     if name not in DATASETS:
         raise UserError(f'nothing to prepare is called "{name}".{did_you_mean(name, ["smollm2", *DATASETS])}')
-    return {
-        **asdict(prepare_dataset(name, output or Path("data") / name, from_hub, progress)),
-        "path": str(output or Path("data") / name),
-    }
+    prepared = prepare_dataset(name, output or Path("data") / name, from_hub, progress)
+    return {**asdict(prepared), "path": str(prepared.path)}

@@ -116,4 +116,5 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     if any(len(row) > 1 for row in rows):
         same = torch.from_numpy(documents[:, :, None] == documents[:, None, :])
         mask = same & torch.ones(length, length, dtype=torch.bool).tril()
-    return Batch(*(torch.from_numpy(a) for a in (tokens, labels, sample_ids, positions)), mask)
+    arrays = (torch.from_numpy(array) for array in (tokens, labels, sample_ids, positions))
+    return Batch(*arrays, mask=mask)

@@ -104,7 +104,7 @@ class DataConfig(Section):
     """Longest sample, and the length of packed sequences, in tokens."""
 
     too_long: Literal["refuse", "skip", "truncate", "split"] = "refuse"
-    """Rows beyond ``max_length``: stop, leave out, keep the first ``max_length`` tokens, or (text only) cut into pieces."""
+    """Rows beyond ``max_length``: stop, leave out, keep the first ``max_length`` tokens, or cut (plain text only)."""
 
     bad_rows: Literal["refuse", "skip"] = "refuse"
     """Malformed or empty rows: stop and name the first, or leave them out; either way they are counted."""

@@ -40,10 +40,10 @@ def load_data(config: DataConfig, tokenizer: Any, progress: bool = True) -> Trai
     weights: list[float] = []
     reports: list[SourceReport] = []
     for source in config.train_sources:
-        samples, report = load_source(source, config, tokenizer, progress)
+        samples, counts = load_source(source, config, tokenizer, progress)
         train += samples
         weights += [source.weight] * len(samples)
-        reports.append(report)
+        reports.append(counts)
     validation, validation_reports = _load_optional(config.validation_source, config, tokenizer, progress)
     replay, replay_reports = _load_optional(config.replay, config, tokenizer, progress)
     weight_array = np.asarray(weights)

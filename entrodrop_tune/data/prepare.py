@@ -124,7 +124,7 @@ def prepare_dataset(name: str, output: Path, from_hub: bool = False, progress: b
     if name not in DATASETS:
         raise UserError(f'unknown data set "{name}".{did_you_mean(name, DATASETS)}')
     card = DATASETS[name]
-    record = {"name": name, "origin": "hub" if from_hub else "bundled sample"}
+    record = {"name": name, "origin": "hub copy" if from_hub else "bundled sample"}
     if output.is_dir() and any(output.iterdir()):
         return _reuse(card, output, record)
     with new_folder(output) as folder:

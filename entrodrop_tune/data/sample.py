@@ -54,9 +54,9 @@ def hash_order(ids: NDArray[np.int64], *keys: int) -> NDArray[np.intp]:
         ids: Distinct 63-bit ids, ``[N]``.
         keys: What the shuffle depends on, for example seed and epoch.
     """
-    state = np.uint64(0)
+    state = np.zeros(1, dtype=np.uint64)
     for key in keys:
-        state = _mix(np.asarray(state ^ _mix(np.asarray(key & 0xFFFFFFFFFFFFFFFF, dtype=np.uint64))))
+        state = _mix(state ^ _mix(np.array([key], dtype=np.uint64)))
     return np.lexsort((ids, _mix(ids.astype(np.uint64) ^ state)))
 
 

