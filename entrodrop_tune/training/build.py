@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torchtune.config import instantiate
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import compile_model, get_act_offloading_ctx_manager, set_activation_checkpointing
 
 from entrodrop_tune.data import TrainingData, load_data
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.models import Decoder, ModelConfig, load_model, load_tokenizer, pad_id
+from entrodrop_tune.training.components import build_component
 from entrodrop_tune.training.config import RunConfig
 from entrodrop_tune.training.distributed import World, shard
 from entrodrop_tune.training.dropper import TokenDropper
@@ -146,8 +146,4 @@ def _offloading(config: RunConfig, world: World, decoder: Decoder) -> AbstractCo
 def _metric_logger(config: RunConfig, world: World) -> Any | None:
     if config.metric_logger is None or not world.is_main:
         return None
-    component = config.metric_logger
-    try:
-        return instantiate({"_component_": component.component, **component.arguments()})
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f'metric_logger "{component.component}" cannot be built: {error}') from error
+    return build_component("metric_logger", config.metric_logger)

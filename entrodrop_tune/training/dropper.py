@@ -4,18 +4,25 @@ Within one optimizer step threshold and drop rate are frozen, so a token's fate 
 and its own coin. What the step saw enters the estimate afterwards, in :meth:`TokenDropper.commit`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from entrodrop_tune.data import Batch, Sample
-from entrodrop_tune.method import IGNORE_INDEX, EntropyCache, LossOutput, QuantileSketch, TokenSelector
+from entrodrop_tune.method import (
+    IGNORE_INDEX,
+    EntropyCache,
+    LossOutput,
+    QuantileSketch,
+    Select,
+    TokenSelector,
+    corrupt_tokens,
+)
 from entrodrop_tune.training.config import EntroDropConfig
 from entrodrop_tune.training.distributed import World, all_gather_objects, all_reduce_sum
 from entrodrop_tune.training.validation import SampleScores
-
-Select = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class TokenDropper:
@@ -39,6 +46,7 @@ class TokenDropper:
         self.cache = EntropyCache()
         self.epoch = 0
         self.threshold: float | None = None
+        self.candidate_fraction: float | None = None
         self.drop_rate = 0.0
         self._fresh: dict[int, Tensor] = {}  # this epoch's entropies; the cache shows them from the next epoch on
         self._noise_at: Tensor | None = None  # input tokens whose embedding becomes noise, bool [B, T]
@@ -58,8 +66,11 @@ class TokenDropper:
         progress = self.curriculum.progress(epoch=epoch, epochs=self.epochs, step=step, steps=self.total_steps)
         threshold, self.drop_rate = self.curriculum.at(progress)
         self.epoch = epoch
-        # Before the first estimate of a quantile there is no threshold, and nothing is dropped.
-        self.threshold = self.sketch.quantile(threshold) if self.curriculum.unit == "quantile" else threshold
+        # Before the first estimate there is nothing to compare with, and nothing is dropped.
+        if self.curriculum.unit == "quantile":
+            self.threshold, self.candidate_fraction = self.sketch.quantile(threshold), threshold
+        else:
+            self.threshold, self.candidate_fraction = threshold, self.sketch.rank(threshold)
 
     def select(self, batch: Batch) -> Select | None:
         """The rule for ``batch`` at the loss, or None where every target token counts."""
@@ -81,13 +92,12 @@ class TokenDropper:
         dropped = torch.zeros_like(entropy, dtype=torch.bool)
         # Rules that read the NLL are refused for this site, so zeros do.
         dropped[rows] = self.weights(batch, entropy, torch.zeros_like(entropy), rows) == 0
-        # Position t predicts token t + 1: that is the token whose entropy was low, and the one to replace.
-        replaced = torch.zeros_like(batch.tokens, dtype=torch.bool)
-        replaced[:, 1:] = dropped.view(batch.tokens.shape)[:, :-1]
+        dropped = dropped.view(batch.tokens.shape)
         if self.config.replacement == "noise":
-            self._noise_at = replaced
+            # Position t predicts token t + 1: that is the token whose entropy was low, and whose embedding goes.
+            self._noise_at = F.pad(dropped[:, :-1], (1, 0))
             return batch.tokens
-        return batch.tokens.masked_fill(replaced, self.replacement_id)
+        return corrupt_tokens(batch.tokens, dropped, self.replacement_id)
 
     def attach(self, embedding: nn.Module) -> None:
         """Let ``replacement: noise`` act on the token embedding."""
@@ -140,7 +150,7 @@ class TokenDropper:
         self._fresh = {int(sample_id): entropy for sample_id, entropy in part("fresh.").items()}
 
     def _rule(self, batch: Batch) -> Select:
-        rule = self.selector.at(self.epoch, self.threshold, self.drop_rate)
+        rule = self.selector.at(self.epoch, self.threshold, self.drop_rate, self.candidate_fraction)
         return rule.bind(batch.sample_ids.flatten(), batch.positions.flatten())
 
     def _share(self, world: World) -> None:
@@ -169,7 +179,7 @@ class TokenDropper:
         return torch.where(self._noise_at.unsqueeze(-1), noise, output)
 
 
-def _samples_in(batch: Batch):
+def _samples_in(batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
     """``(row, sample id, bool [T] where that sample lies)`` for each sample of a batch."""
     for row, ids in enumerate(batch.sample_ids):
         for sample_id in ids.unique().tolist():

@@ -200,7 +200,8 @@ class Engine:
         threshold = "-" if dropper.threshold is None else f"{dropper.threshold:.2f}"
         bar.set_postfix_str(
             f"loss {result.loss:.3f}, kept {row['kept_fraction']:.0%}, threshold {threshold} nats,"
-            f" drop rate {dropper.drop_rate:.2f}, {row['tokens_per_second']:.0f} tokens/s"
+            f" drop rate {dropper.drop_rate:.2f}, {row['tokens_per_second']:.0f} tokens/s",
+            refresh=False,
         )
         bar.update()
 

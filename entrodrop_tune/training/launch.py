@@ -21,7 +21,7 @@ from entrodrop_tune.training.build import build
 from entrodrop_tune.training.checkpoint import CheckpointError, CheckpointStore
 from entrodrop_tune.training.config import RunConfig
 from entrodrop_tune.training.distributed import World, broadcast_object, world
-from entrodrop_tune.training.engine import INTERRUPTED, Engine, TrainingFailure
+from entrodrop_tune.training.engine import FINISHED, INTERRUPTED, STOPPED_EARLY, Engine, TrainingFailure
 from entrodrop_tune.training.journal import RunRecord, machine, now, versions
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 75
@@ -124,7 +124,8 @@ def _resume_step(config: RunConfig, record: RunRecord, store: CheckpointStore) -
                 " or choose another output_dir."
             )
         _refuse_other_settings(config, record)
-        if record.content.get("exit") in ("finished", "stopped_early"):
+        asked_for_more = record.content["config"]["max_steps"] != config.max_steps
+        if record.content.get("exit") in (FINISHED, STOPPED_EARLY) and not asked_for_more:
             return "done"
         return store.newest_good(warn=lambda message: print(f"warning: {message}", file=sys.stderr))
     except UserError as error:

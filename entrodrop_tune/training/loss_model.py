@@ -5,7 +5,6 @@ is reduced with the others.
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.peft import disable_adapter
 
-from entrodrop_tune.method import LossOutput, linear_cross_entropy
+from entrodrop_tune.method import LossOutput, Select, linear_cross_entropy
 from entrodrop_tune.models import hidden_states, output_weight
-
-Select = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 KL_CHUNK_TOKENS = 512
 

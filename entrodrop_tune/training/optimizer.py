@@ -5,10 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from torchtune.config import instantiate
 from transformers import get_scheduler
 
-from entrodrop_tune.errors import UserError
+from entrodrop_tune.training.components import build_component
 from entrodrop_tune.training.config import Component, LrSchedulerConfig
 
 TRANSFORMERS_NAME = {
@@ -25,12 +24,7 @@ def build_optimizer(component: Component, parameters: Iterable[nn.Parameter]) ->
     Raises:
         UserError: no such class, or it refuses its arguments.
     """
-    arguments = {"_component_": component.component, **component.arguments()}
-    try:
-        return instantiate(arguments, list(parameters))
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        kind = type(error).__name__
-        raise UserError(f'optimizer "{component.component}" cannot be built ({kind}): {error}') from error
+    return build_component("optimizer", component, list(parameters))
 
 
 def build_lr_scheduler(config: LrSchedulerConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
