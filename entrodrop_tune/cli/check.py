@@ -6,14 +6,14 @@ from typing import Annotated, Any
 import typer
 
 
-def command(
+def check(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides.")] = None,
     config: Annotated[str, typer.Option("--config", help="Config file, or a short name from `entrodrop ls`.")] = ...,  # type: ignore[assignment]
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Check a config without training: every key, the data, memory, steps and time, and what would be masked.
 
-    Examples:
+    **Examples**
 
         entrodrop check --config my.yaml
 

@@ -10,14 +10,14 @@ from entrodrop_tune.cli.catalog import configs, find, recipes
 from entrodrop_tune.errors import UserError
 
 
-def command(
+def cp(
     name: Annotated[str, typer.Argument(help="Short name from `entrodrop ls`.")],
     destination: Annotated[Path, typer.Argument(help="File or folder to copy to.")],
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a shipped config or recipe, to edit it.
 
-    Examples:
+    **Examples**
 
         entrodrop cp smollm2/135m_lora my.yaml
 

@@ -8,12 +8,12 @@ import typer
 from entrodrop_tune.cli.catalog import configs, first_comment, recipes
 
 
-def command(
+def ls(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: name, path and description of each.")] = False,
 ) -> None:
     """List the recipes and configs that ship with the package.
 
-    Examples:
+    **Examples**
 
         entrodrop ls
 

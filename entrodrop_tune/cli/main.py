@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 import entrodrop_tune
-from entrodrop_tune.cli.check import command as check
-from entrodrop_tune.cli.cp import command as cp
+from entrodrop_tune.cli.check import check
+from entrodrop_tune.cli.cp import cp
 from entrodrop_tune.cli.eval import EXAMPLES as EVAL_EXAMPLES
 from entrodrop_tune.cli.eval import evaluate_model
-from entrodrop_tune.cli.ls import command as ls
+from entrodrop_tune.cli.ls import ls
 from entrodrop_tune.cli.prepare import prepare
 from entrodrop_tune.cli.report import report
-from entrodrop_tune.cli.run import command as run
+from entrodrop_tune.cli.run import run
 from entrodrop_tune.errors import UserError
 
 app = typer.Typer(
@@ -44,19 +44,14 @@ def _root(
     pass
 
 
-app.command()(report)
-
-
-app.command("eval", epilog=EVAL_EXAMPLES)(evaluate_model)
-
-
+# In the order of a user's work.
+app.command()(prepare)
 app.command()(ls)
 app.command()(cp)
-app.command(context_settings={"ignore_unknown_options": True})(run)
 app.command()(check)
-
-
-app.command()(prepare)
+app.command(context_settings={"ignore_unknown_options": True})(run)
+app.command("eval", epilog=EVAL_EXAMPLES)(evaluate_model)
+app.command()(report)
 
 
 def main() -> None:

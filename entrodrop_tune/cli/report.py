@@ -9,17 +9,13 @@ from entrodrop_tune.errors import UserError
 
 
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Folders of training runs (their output_dir).")
-    ],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of training runs (their output_dir).")],
     base: Annotated[
         Path | None, typer.Option(help="Evaluation folder of the untouched model, from `entrodrop eval`.")
     ] = None,
     tuned: Annotated[Path | None, typer.Option(help="Evaluation folder of the fine-tuned model.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write into.  [default: RUN/report]")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON instead of a summary.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a summary.")] = False,
 ) -> None:
     """Write report.html, report.md, report.json and curves.png about a training run, or several.
 
@@ -45,9 +41,7 @@ def report(
 
     if (base is None) != (tuned is None):
         given, missing = ("--base", "--tuned") if base else ("--tuned", "--base")
-        raise UserError(
-            f"{given} needs {missing} too: a comparison takes an evaluation before and one after."
-        )
+        raise UserError(f"{given} needs {missing} too: a comparison takes an evaluation before and one after.")
     loaded = load_runs(runs)
     if output is None and len(loaded) > 1:
         raise UserError("several runs need --output, the folder to write the report into.")

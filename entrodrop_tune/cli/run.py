@@ -9,14 +9,14 @@ from entrodrop_tune.cli.catalog import configs, find, recipes
 from entrodrop_tune.errors import UserError, did_you_mean
 
 
-def command(
+def run(
     arguments: Annotated[
         list[str], typer.Argument(help="[torchrun options] RECIPE --config CONFIG [key=value ...]", metavar="ARGS")
     ],
 ) -> None:
     """Run a recipe: the same as `tune run entrodrop_tune/recipes/RECIPE`, with short names.
 
-    Examples:
+    **Examples**
 
         entrodrop run lora_finetune --config smollm2/135m_lora data.train=my.jsonl output_dir=runs/first
 

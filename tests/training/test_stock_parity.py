@@ -157,7 +157,7 @@ def test_full_finetune(model, data, tmp_path):
 
 @pytest.mark.slow
 def test_lora_finetune(model, data, tmp_path):
-    config = our_config(model, data, tmp_path / "ours", *ADAPTER, "optimizer.lr=0.02")
+    config = our_config(model, data, tmp_path / "ours", *ADAPTER, "optimizer.lr=0.005")
     component = {
         "_component_": "torchtune.models.llama2.lora_llama2",
         "lora_attn_modules": ["q_proj", "k_proj", "v_proj", "output_proj"],
@@ -166,7 +166,7 @@ def test_lora_finetune(model, data, tmp_path):
         "lora_alpha": 8,
     }
     stock = stock_config(config, tmp_path, component)
-    stock.optimizer.lr = 0.02
+    stock.optimizer.lr = 0.005
     recipe = stock_recipe("lora_finetune_single_device", "LoRAFinetuneRecipeSingleDevice", stock)
     recipe.setup(stock)
     torch.manual_seed(config.seed)
