@@ -8,11 +8,12 @@ from torchtune.modules import (
     TransformerDecoder,
     TransformerSelfAttentionLayer,
 )
-from torchtune.modules.peft import DoRALinear, LoRALinear
+from torchtune.modules.peft import LoRALinear
 
 from entrodrop_tune.models.architecture import Architecture
 from entrodrop_tune.models.attention import HalfRotary, SelfAttention
 from entrodrop_tune.models.config import AdapterConfig, ModelConfig
+from entrodrop_tune.models.dora import DoRALinear
 
 
 class Decoder(TransformerDecoder):
