@@ -1,5 +1,7 @@
 """Jinja2 set-up shared by all pages: autoescape, number formats, and the page's own Content-Security-Policy."""
 
+import base64
+import hashlib
 import math
 from functools import cache
 from typing import Any
@@ -18,6 +20,13 @@ def render(template: str, **values: Any) -> str:
 def trusted(markup: str) -> Markup:
     """Mark our own SVG as markup. Never for text that comes from a run, a model or a data set."""
     return Markup(markup)
+
+
+def script(name: str) -> tuple[Markup, str]:
+    """``templates/<name>`` as the content of a ``<script>``, and the hash by which the page's policy allows it."""
+    text, _, _ = _environment().loader.get_source(_environment(), name)  # type: ignore[union-attr]
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Markup(text), f"sha256-{digest}"
 
 
 @cache

@@ -133,8 +133,8 @@ def _figures(runs: Sequence[Run], report: dict[str, Any]) -> dict[str, Any]:
 
 CAPTIONS = {
     "nll": (
-        "Training NLL counts every target token, dropped or not; a ring marks the best validation. Of several runs, thin "
-        "lines are training and lines with dots validation."
+        "Training NLL counts every target token, dropped or not; a ring marks the best validation. Of several runs, "
+        "thin lines are training and lines with dots validation."
     ),
     "curriculum": "The probability that a token below the threshold is dropped, and where that threshold lay.",
     "halves": (

@@ -11,6 +11,7 @@ import typer
 import entrodrop_tune
 from entrodrop_tune.cli.check import check
 from entrodrop_tune.cli.cp import cp
+from entrodrop_tune.cli.entropy import entropy
 from entrodrop_tune.cli.eval import EXAMPLES as EVAL_EXAMPLES
 from entrodrop_tune.cli.eval import evaluate_model
 from entrodrop_tune.cli.ls import ls
@@ -51,6 +52,7 @@ app.command()(cp)
 app.command()(check)
 app.command(context_settings={"ignore_unknown_options": True})(run)
 app.command("eval", epilog=EVAL_EXAMPLES)(evaluate_model)
+app.command()(entropy)
 app.command()(report)
 
 
