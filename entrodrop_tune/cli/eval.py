@@ -42,7 +42,9 @@ def evaluate_model(
     allow_code_execution: Annotated[
         bool, typer.Option(help="Run generated programs in the sandbox; without it pass@k tasks are skipped.")
     ] = False,
-    cache: Annotated[Path | None, typer.Option(help="Folder of finished tasks [default: ~/.cache/entrodrop-tune].")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of finished tasks [default: ~/.cache/entrodrop-tune].")
+    ] = None,
     no_cache: Annotated[bool, typer.Option(help="Compute everything anew.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print eval.json instead of a table.")] = False,
 ) -> None:

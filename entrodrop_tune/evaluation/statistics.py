@@ -59,9 +59,7 @@ def bootstrap_mean(
     return Interval(value, value - (value - low) * widen, value + (high - value) * widen)
 
 
-def _by_cluster(
-    numerator: NDArray, denominator: NDArray, clusters: Sequence[str] | None
-) -> tuple[NDArray, NDArray]:
+def _by_cluster(numerator: NDArray, denominator: NDArray, clusters: Sequence[str] | None) -> tuple[NDArray, NDArray]:
     if clusters is None:
         return numerator, denominator
     _, index = np.unique(np.asarray(clusters), return_inverse=True)

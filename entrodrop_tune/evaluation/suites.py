@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from entrodrop_tune.errors import UserError, did_you_mean
 
-MATH = ("entrodrop_gsm8k", "entrodrop_gsm8k_chat", "entrodrop_gsm8k_nll", "entrodrop_arithmetic", "entrodrop_math")
-CODE = ("entrodrop_humaneval", "entrodrop_mbpp", "entrodrop_humaneval_nll", "entrodrop_mbpp_nll")
+MATH = ("entrodrop_gsm8k", "entrodrop_gsm8k_chat", "entrodrop_gsm8k_nll")
+CODE = ("entrodrop_humaneval", "entrodrop_mbpp", "entrodrop_mbpp_chat", "entrodrop_humaneval_nll", "entrodrop_mbpp_nll")
 GENERAL = ("entrodrop_mmlu", "entrodrop_piqa", "entrodrop_hellaswag", "entrodrop_ifeval", "entrodrop_wikitext")
 MEDICAL = ("entrodrop_pubmedqa",)
 
@@ -21,14 +21,14 @@ class SuiteTask:
 SUITES: dict[str, tuple[SuiteTask, ...]] = {
     # Two minutes for a 135 M model on two CPU cores: mostly likelihoods, which move where accuracies cannot.
     "quick": (
-        SuiteTask("entrodrop_gsm8k_nll", 64),
+        SuiteTask("entrodrop_gsm8k_nll", 48),
         SuiteTask("entrodrop_gsm8k_chat", 16),
-        SuiteTask("entrodrop_mbpp_nll", 48),
+        SuiteTask("entrodrop_mbpp_nll", 40),
         SuiteTask("entrodrop_mbpp_chat", 16),
         SuiteTask("entrodrop_mmlu", 57),
         SuiteTask("entrodrop_piqa", 64),
         SuiteTask("entrodrop_hellaswag", 32),
-        SuiteTask("entrodrop_wikitext", 4),
+        SuiteTask("entrodrop_wikitext_paragraphs", 32),
     ),
     "math": tuple(map(SuiteTask, MATH)),
     "code": tuple(map(SuiteTask, CODE)),

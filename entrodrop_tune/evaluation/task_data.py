@@ -157,7 +157,10 @@ def hellaswag(data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """HellaSwag validation rows, cleaned by lm-eval's own function; a joined ``ctx`` is taken as ``ctx_a``."""
     from lm_eval.tasks.hellaswag.utils import process_docs
 
-    rows = [{**row, "ctx_a": row.get("ctx_a", row["ctx"]), "ctx_b": row.get("ctx_b", "")} for row in load_rows("hellaswag", data)]
+    rows = [
+        {**row, "ctx_a": row.get("ctx_a", row["ctx"]), "ctx_b": row.get("ctx_b", "")}
+        for row in load_rows("hellaswag", data)
+    ]
     cleaned = process_docs(_dataset(rows)).to_list()
     return {"validation": _with_options(cleaned, lambda r: r["choices"], lambda r: r["gold"])}
 
@@ -186,6 +189,20 @@ def ifeval(data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
 def wikitext(data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
     """WikiText-2 test articles, one ``page`` a row."""
     return {"test": _dataset(load_rows("wikitext", data))}
+
+
+def wikitext_paragraphs(data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """Paragraphs of at least 400 characters of the same articles, round by round over the articles."""
+    articles = [
+        [line.strip() for line in row["page"].split("\n") if len(line) >= 400] for row in load_rows("wikitext", data)
+    ]
+    rows = [
+        {"page": paragraphs[i], "article": number}
+        for i in range(max(map(len, articles)))
+        for number, paragraphs in enumerate(articles)
+        if i < len(paragraphs)
+    ]
+    return {"test": _dataset(rows)}
 
 
 def pubmedqa(data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
