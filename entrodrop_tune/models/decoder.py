@@ -3,7 +3,6 @@
 from torch import Tensor, nn
 from torchtune.modules import (
     FeedForward,
-    RMSNorm,
     TiedLinear,
     TransformerDecoder,
     TransformerSelfAttentionLayer,
@@ -14,6 +13,7 @@ from entrodrop_tune.models.architecture import Architecture
 from entrodrop_tune.models.attention import HalfRotary, SelfAttention
 from entrodrop_tune.models.config import AdapterConfig, ModelConfig
 from entrodrop_tune.models.dora import DoRALinear
+from entrodrop_tune.models.norm import RMSNorm
 
 
 class Decoder(TransformerDecoder):
