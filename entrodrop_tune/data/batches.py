@@ -116,5 +116,5 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     if any(len(row) > 1 for row in rows):
         same = torch.from_numpy(documents[:, :, None] == documents[:, None, :])
         mask = same & torch.ones(length, length, dtype=torch.bool).tril()
-    arrays = (torch.from_numpy(array) for array in (tokens, labels, sample_ids, positions))
-    return Batch(*arrays, mask=mask)
+    as_tensor = torch.from_numpy
+    return Batch(as_tensor(tokens), as_tensor(labels), as_tensor(sample_ids), as_tensor(positions), mask)

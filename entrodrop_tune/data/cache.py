@@ -3,10 +3,11 @@
 import hashlib
 import json
 import os
-import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def read_cache(path: Path) -> tuple[list[Sample], SourceReport] | None:
             report = SourceReport(**json.loads(str(file["report"])))
             ids, ends = file["ids"], file["ends"]
             tokens, is_target = file["tokens"], file["is_target"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile):
         return None
     starts = [0, *ends[:-1]]
     samples = [Sample(int(i), tokens[a:b], is_target[a:b]) for i, a, b in zip(ids, starts, ends, strict=True)]
@@ -41,20 +42,22 @@ def read_cache(path: Path) -> tuple[list[Sample], SourceReport] | None:
 
 def write_cache(path: Path, samples: list[Sample], report: SourceReport) -> None:
     """Write atomically; a full or read-only disk only costs the next run its time."""
+    arrays = {
+        "report": np.array(json.dumps(asdict(report))),
+        "ids": np.array([s.id for s in samples], dtype=np.int64),
+        "ends": np.cumsum([len(s) for s in samples], dtype=np.int64),
+        "tokens": np.concatenate([s.tokens for s in samples]),
+        "is_target": np.concatenate([s.is_target for s in samples]),
+    }
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-            np.savez(
-                file,
-                report=np.array(json.dumps(asdict(report))),
-                ids=np.array([s.id for s in samples], dtype=np.int64),
-                ends=np.cumsum([len(s) for s in samples], dtype=np.int64),
-                tokens=np.concatenate([s.tokens for s in samples]),
-                is_target=np.concatenate([s.is_target for s in samples]),
-            )
-        os.replace(file.name, path)
+        with aside.open("wb") as file:
+            np.savez(file, **arrays)
+        aside.replace(path)
     except OSError:
-        Path(file.name).unlink(missing_ok=True) if "file" in locals() else None
+        with suppress(OSError):
+            aside.unlink()
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

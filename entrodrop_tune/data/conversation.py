@@ -1,6 +1,8 @@
 """Rows → conversations (or plain text): column detection, templates, chat styles."""
 
+import re
 from collections.abc import Iterable, Mapping
+from string import Formatter
 from typing import Any
 
 from entrodrop_tune.data.config import Columns, Template
@@ -98,19 +100,17 @@ def _detect(columns: Columns, names: set[str], where: str) -> Columns:
 
 
 def _check_template(template: Template, names: set[str], where: str) -> None:
-    from string import Formatter
-
-    for field, pattern in template:
+    for key, pattern in template:
         if pattern is None:
             continue
         try:
-            used = [name for _, name, _, _ in Formatter().parse(pattern) if name is not None]
+            fields = [name for _, name, _, _ in Formatter().parse(pattern) if name is not None]
         except ValueError as error:
-            raise UserError(f"data.template.{field}: {error} (write {{{{ and }}}} for literal braces).") from None
-        for name in used:
+            raise UserError(f"data.template.{key}: {error} (write {{{{ and }}}} for literal braces).") from None
+        for name in (re.split(r"[.\[]", field, maxsplit=1)[0] for field in fields):
             if name not in names:
                 raise UserError(
-                    f"data.template.{field} uses {{{name}}}, which is no column of {where}.{did_you_mean(name, names)}"
+                    f"data.template.{key} uses {{{name}}}, which is no column of {where}.{did_you_mean(name, names)}"
                 )
 
 
@@ -150,6 +150,8 @@ def _fill(row: Mapping[str, Any], column: str | None, pattern: str | None) -> st
         text = pattern.format_map(row)
     except KeyError as error:
         raise RowError("malformed", f'column "{error.args[0]}" is missing') from None
+    except (IndexError, AttributeError, TypeError, ValueError) as error:
+        raise RowError("malformed", f'the template "{pattern}" does not fit the row: {error}') from None
     if not text.strip():
         raise RowError("empty", "the template gives an empty text")
     return text

@@ -1,5 +1,6 @@
 """One source → samples and its counts."""
 
+import json
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -71,7 +72,7 @@ def _tokenise(
         except RowError as error:
             report.count(error.kind, where, str(error))
             continue
-        content = conversation if isinstance(conversation, str) else repr(conversation)
+        content = json.dumps(conversation, ensure_ascii=False)
         for number, piece in enumerate(pieces):
             identity = content_id(f"{content}\0{number}" if number else content)
             samples.append(Sample(identity, piece.ids, piece.is_target))

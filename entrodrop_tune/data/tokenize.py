@@ -77,9 +77,13 @@ class ConversationTokenizer:
         is_target = np.zeros(len(ids), dtype=np.bool_)
         for start, end in self._assistant_spans(messages, text):
             self._mark(is_target, ids, offsets, start, end)
-        if not is_target[-1] and messages[-1]["role"] == "assistant" and not self._ends_turn(ids, is_target):
-            ids = [*ids, self._tokenizer.eos_token_id]
-            is_target = np.append(is_target, True)
+        if messages[-1]["role"] == "assistant" and is_target.any():
+            last = int(np.flatnonzero(is_target)[-1])
+            if ids[last] not in self._special:
+                # The template never ends a turn: learn what it puts after the answer, then to stop.
+                ids = [*ids, self._tokenizer.eos_token_id]
+                is_target = np.append(is_target, True)
+                is_target[last:] = True
         return _tokens(ids, is_target)
 
     def _chat_by_generation_blocks(self, messages: list[Message]) -> Tokens:
@@ -127,8 +131,8 @@ class ConversationTokenizer:
         start: int,
         end: int,
     ) -> None:
-        # A token that straddles the start is left out: at inference the prompt's last token is fixed before it.
-        inside = [i for i, (a, b) in enumerate(offsets) if a >= start and a < end and b > a]
+        # A token that straddles the start (the prompt's last space and the first word) holds some of the answer.
+        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > max(a, start)]
         if not inside:
             return
         is_target[inside] = True
@@ -138,9 +142,6 @@ class ConversationTokenizer:
                 return
             if offsets[i][1] > offsets[i][0] and not self._is_space(ids[i]):
                 return
-
-    def _ends_turn(self, ids: list[int], is_target: NDArray[np.bool_]) -> bool:
-        return ids[int(np.flatnonzero(is_target)[-1])] in self._special if is_target.any() else False
 
     def _is_space(self, token: int) -> bool:
         return not self._tokenizer.decode([token]).strip()
