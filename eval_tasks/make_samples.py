@@ -18,12 +18,14 @@ PLAIN = [
     ("mbpp/test.jsonl", "mbpp", 100),
     ("piqa/valid.jsonl", "piqa", 200),
     ("hellaswag/validation.jsonl", "hellaswag", 200),
-    ("ifeval/test.jsonl", "ifeval", 50),
     ("pubmedqa/test.jsonl", "pubmedqa", 100),
 ]
 FEWSHOT_ROWS = 16
 MMLU_ROWS_PER_SUBJECT = 5
 WIKITEXT_BYTES = 120_000
+IFEVAL_ROWS = 50
+# Their checkers need NLTK's punkt data, which is a download.
+IFEVAL_NEEDS_DATA = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -66,11 +68,36 @@ def sample_wikitext(pages: list[dict]) -> list[dict]:
     return chosen
 
 
+def write_arithmetic(rows: int = 120) -> list[dict]:
+    """Word problems of one step with a number that does not matter, in SVAMP's form; written for this project."""
+    rng, names = random.Random(0), ["Ana", "Ben", "Chen", "Dina", "Emeka", "Farah", "Goran", "Hana"]
+    things = ["apples", "stickers", "books", "marbles", "pencils", "shells", "coins", "cards"]
+    problems = []
+    for i in range(rows):
+        (who, other), thing = rng.sample(names, 2), rng.choice(things)
+        a, b, c = rng.randint(12, 60), rng.randint(2, 11), rng.randint(3, 40)
+        aside = f"{other} has {c} of them."
+        body, question, answer = [
+            (f"{who} has {a} {thing} and gets {b} more. {aside}", f"How many {thing} does {who} have now?", a + b),
+            (f"{who} has {a} {thing} and gives away {b}. {aside}", f"How many {thing} does {who} have left?", a - b),
+            (f"{who} has {b} boxes with {a} {thing} in each. {aside}", f"How many {thing} are in the boxes?", a * b),
+            (f"{who} puts {a * b} {thing} evenly into {b} boxes. {aside}", "How many are in each box?", a),
+        ][i % 4]
+        problems.append({"Body": body, "Question": question, "Answer": str(answer)})
+    return problems
+
+
 def main(data: Path) -> None:
     SAMPLES.mkdir(exist_ok=True)
     for source, name, rows in PLAIN:
         write_jsonl(name, choose(read_jsonl(data / source), rows))
+    ifeval = [
+        r for r in read_jsonl(data / "ifeval/test.jsonl") if not IFEVAL_NEEDS_DATA & set(r["instruction_id_list"])
+    ]
+    write_jsonl("ifeval", choose(ifeval, IFEVAL_ROWS))
+    write_jsonl("mbpp_fewshot", [row for row in read_jsonl(data / "mbpp/prompt.jsonl") if row["task_id"] in (2, 3, 4)])
     write_jsonl("gsm8k_fewshot", read_jsonl(data / "gsm8k/train.jsonl")[-FEWSHOT_ROWS:])
+    write_jsonl("arithmetic", write_arithmetic())
     write_jsonl("mmlu", sample_mmlu(read_jsonl(data / "mmlu/test.jsonl")))
     write_jsonl("wikitext", sample_wikitext(wikitext_pages((data / "wikitext2/test.txt").read_text(encoding="utf-8"))))
 

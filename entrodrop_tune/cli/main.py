@@ -10,6 +10,8 @@ import typer
 
 import entrodrop_tune
 from entrodrop_tune.cli.check import check
+from entrodrop_tune.cli.compare import EXAMPLES as COMPARE_EXAMPLES
+from entrodrop_tune.cli.compare import compare
 from entrodrop_tune.cli.cp import cp
 from entrodrop_tune.cli.entropy import entropy
 from entrodrop_tune.cli.eval import EXAMPLES as EVAL_EXAMPLES
@@ -52,6 +54,7 @@ app.command()(cp)
 app.command()(check)
 app.command(context_settings={"ignore_unknown_options": True})(run)
 app.command("eval", epilog=EVAL_EXAMPLES)(evaluate_model)
+app.command(epilog=COMPARE_EXAMPLES)(compare)
 app.command()(entropy)
 app.command()(report)
 

@@ -1,10 +1,11 @@
 """The one place that talks to lm-eval: load a model, run a task, hand back plain summaries and items."""
 
+import contextlib
 import hashlib
 import json
 import logging
+import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -18,7 +19,6 @@ from entrodrop_tune.errors import UserError, did_you_mean
 from entrodrop_tune.evaluation.models import ModelSource
 from entrodrop_tune.evaluation.results import Item, TaskSummary
 from entrodrop_tune.evaluation.summary import item_scores, summarise
-from entrodrop_tune.evaluation.suites import SuiteTask
 from entrodrop_tune.evaluation.task_data import chosen_data
 
 # The version of the tasks' files is theirs; these packages decide prompts, stopping and numerics.
@@ -95,11 +95,12 @@ class Harness:
         )
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
-    def prepare(self, name: str) -> "PreparedTask":
+    def prepare(self, name: str) -> PreparedTask:
         """Build the task ``name``: its file and rows are read, no model is."""
         if name not in self._manager.all_subtasks:
             raise UserError(f'no task "{name}".{did_you_mean(name, self._manager.all_subtasks)}')
-        task = self._manager.load([name])["tasks"][name]
+        with contextlib.redirect_stdout(sys.stderr):  # task code prints; our standard output may be JSON
+            task = self._manager.load([name])["tasks"][name]
         metadata = task.config.metadata
         wants_chat = bool(metadata.get("chat_template", False))
         chat = wants_chat if self.settings.chat_template == "auto" else self.settings.chat_template == "always"
@@ -112,14 +113,10 @@ class Harness:
             self._lm = _load_model(self.source, self.settings)
         return self._lm
 
-    def parameters(self) -> int | None:
-        """Number of the loaded model's parameters (``None`` when no task needed the model)."""
-        if self._lm is None or not hasattr(self._lm, "model"):
-            return None
-        return sum(p.numel() for p in self._lm.model.parameters())
-
-    def run(self, prepared: "PreparedTask", limit: int | None, requests: Path | None) -> tuple[TaskSummary, list[Item]]:
-        """Score one task.
+    def run(
+        self, prepared: PreparedTask, limit: int | None, requests: Path | None
+    ) -> tuple[TaskSummary, list[Item]] | None:
+        """Score one task (``None`` on all but the first process of a multi-process launch).
 
         Args:
             prepared: from ``prepare``.
@@ -127,22 +124,25 @@ class Harness:
             requests: where to keep answered requests, so that a killed run goes on in the middle of a task.
         """
         started, seed = time.monotonic(), self.settings.seed
-        output = simple_evaluate(
-            model=self.model,
-            tasks=[prepared.name],
-            task_manager=self._manager,
-            limit=limit,
-            use_cache=str(requests) if requests else None,
-            log_samples=True,
-            bootstrap_iters=0,
-            apply_chat_template=prepared.chat_template,
-            fewshot_as_multiturn=prepared.chat_template,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-            confirm_run_unsafe_code=self.settings.allow_code_execution,
-        )
+        with contextlib.redirect_stdout(sys.stderr):
+            output = simple_evaluate(
+                model=self.model,
+                tasks=[prepared.name],
+                task_manager=self._manager,
+                limit=limit,
+                use_cache=str(requests) if requests else None,
+                log_samples=True,
+                bootstrap_iters=0,
+                apply_chat_template=prepared.chat_template,
+                fewshot_as_multiturn=prepared.chat_template,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+                confirm_run_unsafe_code=self.settings.allow_code_execution,
+            )
+        if output is None:
+            return None
         higher = output["higher_is_better"][prepared.name]
         items = item_scores(prepared.name, output["samples"][prepared.name], prepared.metadata.get("cluster"))
         summary = summarise(

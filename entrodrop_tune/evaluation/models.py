@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,18 @@ def resolve_model(path: Path | str, base: Path | str | None = None) -> ModelSour
     if base_path is None:
         raise UserError(f'the base model of {path}, "{named}", is not a local folder: give it with --base DIR')
     return ModelSource(path, _checked(base_path), path, _hash_folders([base_path, path]))
+
+
+def count_parameters(source: ModelSource) -> int | None:
+    """Numbers stored in the model's safetensors files, the adapter's included; ``None`` for another format."""
+    from safetensors import safe_open
+
+    folders = [source.base, *([source.adapter] if source.adapter else [])]
+    total = 0
+    for file in (file for folder in folders for file in folder.glob("*.safetensors")):
+        with safe_open(file, "numpy") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total or None
 
 
 def _read_json(path: Path) -> dict:

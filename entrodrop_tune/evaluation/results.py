@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from entrodrop_tune.errors import UserError
 
-SCHEMA = 1
 EVAL_FILE, ITEMS_FILE = "eval.json", "items.jsonl"
 
 
@@ -18,7 +17,7 @@ class _Record(BaseModel):
 
 
 class MetricSummary(_Record):
-    """A metric over a task's items. ``ci_low``/``ci_high``: 95 % interval; ``chance``: what guessing scores, if known."""
+    """A metric over a task's items, with its 95 % interval; ``chance``: what guessing scores, if known."""
 
     value: float
     ci_low: float
@@ -29,7 +28,7 @@ class MetricSummary(_Record):
 
 
 class TaskSummary(_Record):
-    """One task's result. ``data``: where the rows came from and a hash of them; ``primary``: the metric to read first."""
+    """One task's result. ``data``: source and hash of the rows; ``primary``: the metric to read first."""
 
     group: str
     version: str
@@ -68,7 +67,7 @@ class Item(_Record):
 class EvalResults(_Record):
     """An evaluation: everything in ``eval.json``, and the items of ``items.jsonl``."""
 
-    schema_: Literal[1] = Field(SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(1, alias="schema")
     model: ModelRecord
     suite: str
     settings: dict[str, Any]
@@ -129,7 +128,7 @@ def load_results(path: Path | str) -> EvalResults:
     return results
 
 
-def _parse(model: type, text: str, where: str) -> Any:
+def _parse(model: type[BaseModel], text: str, where: str) -> Any:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:

@@ -7,12 +7,11 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from entrodrop_tune.evaluation.cache import TaskCache
 from entrodrop_tune.evaluation.harness import Harness, PreparedTask, Settings, package_versions
-from entrodrop_tune.evaluation.models import ModelSource
+from entrodrop_tune.evaluation.models import ModelSource, count_parameters
 from entrodrop_tune.evaluation.results import EvalResults, Item, ModelRecord, TaskSummary
 from entrodrop_tune.evaluation.suites import SuiteTask
 
@@ -59,7 +58,7 @@ def evaluate(
         return None
     return EvalResults(
         schema=1,
-        model=_model_record(source, harness.parameters()),
+        model=_model_record(source),
         suite=suite,
         settings={**dataclasses.asdict(settings), "limits": {task.name: task.limit for task in tasks}},
         versions={"python": platform.python_version(), **package_versions()},
@@ -99,13 +98,13 @@ def _cache_key(harness: Harness, task: PreparedTask, limit: int | None) -> dict[
     }
 
 
-def _model_record(source: ModelSource, parameters: int | None) -> ModelRecord:
+def _model_record(source: ModelSource) -> ModelRecord:
     return ModelRecord(
         path=str(source.path),
         base=str(source.base),
         adapter=str(source.adapter) if source.adapter else None,
         hash=source.hash,
-        parameters=parameters,
+        parameters=count_parameters(source),
     )
 
 

@@ -87,7 +87,7 @@ def require_isolation(allow_weak: bool = False) -> Isolation:
             "or accept weaker protection with --weak-sandbox"
         )
     warnings.warn(
-        f"{reason}: generated programs run with limits and time-outs only, and could read your files or use the network",
+        f"{reason}: generated programs run under limits only, and could read your files or use the network",
         stacklevel=2,
     )
     return Isolation("limits")

@@ -1,4 +1,4 @@
-"""Per-item scores behind the tasks' ``process_results``: likelihood of reference answers, margin of the right choice."""
+"""Per-item scores behind the tasks' ``process_results``: answer likelihood, choice margin, equal numbers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,3 +42,15 @@ def letter_choice(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) ->
     """``multiple_choice`` where all choices are single letters, so that ``acc_norm`` would repeat ``acc``."""
     scores = multiple_choice(doc, results)
     return {name: scores[name] for name in ("acc", "choice_margin")}
+
+
+def numeric_match(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float]:
+    """``exact_match``: the number extracted from the answer equals ``doc["Answer"]`` as a number (8 is 8.0)."""
+    return {"exact_match": float(_number(results[0]) == _number(doc["Answer"]))}
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.replace(",", "").replace("$", "").rstrip("."))
+    except ValueError:
+        return None

@@ -4,7 +4,13 @@ from dataclasses import dataclass
 
 from entrodrop_tune.errors import UserError, did_you_mean
 
-MATH = ("entrodrop_gsm8k", "entrodrop_gsm8k_chat", "entrodrop_gsm8k_nll")
+MATH = (
+    "entrodrop_gsm8k",
+    "entrodrop_gsm8k_chat",
+    "entrodrop_gsm8k_nll",
+    "entrodrop_arithmetic",
+    "entrodrop_competition_math",
+)
 CODE = ("entrodrop_humaneval", "entrodrop_mbpp", "entrodrop_mbpp_chat", "entrodrop_humaneval_nll", "entrodrop_mbpp_nll")
 GENERAL = ("entrodrop_mmlu", "entrodrop_piqa", "entrodrop_hellaswag", "entrodrop_ifeval", "entrodrop_wikitext")
 MEDICAL = ("entrodrop_pubmedqa",)

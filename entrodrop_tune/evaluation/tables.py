@@ -1,8 +1,12 @@
 """Tables for the terminal."""
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
+from entrodrop_tune.evaluation.comparison import Comparison
+from entrodrop_tune.evaluation.render import group_sentence, retention_sentence, row_cells
 from entrodrop_tune.evaluation.results import EvalResults
 
 
@@ -24,7 +28,30 @@ def print_results(results: EvalResults) -> None:
                 "" if summary.chance is None else f"{summary.chance:.2f}",
                 style="bold" if metric == task.primary else "",
             )
-    console = Console()
+    console = _console()
     console.print(table)
     for name, reason in results.skipped.items():
         console.print(f"skipped {name}: {reason}", style="yellow")
+
+
+def print_comparison(comparison: Comparison, every_metric: bool = False) -> None:
+    """Primary metrics (or all) of a comparison, its group means, retention index and warnings."""
+    table = Table(title=f"{comparison.tuned} against {comparison.base}", title_justify="left")
+    for column in ("task", "metric", "n", "base", "tuned", "delta, 95 % interval", "p (Holm)", "verdict"):
+        table.add_column(column, justify="left" if column in ("task", "metric", "verdict") else "right")
+    for row in comparison.rows if every_metric else comparison.primary_rows():
+        _, task, metric, n, base, tuned, delta, interval, p, _, verdict = row_cells(row)
+        style = {"better": "green", "worse": "red"}.get(row.verdict, "")
+        table.add_row(task, metric, n, base, tuned, f"{delta} ({interval})", p, verdict, style=style)
+    console = _console()
+    console.print(table)
+    for group in comparison.groups:
+        console.print(group_sentence(group), highlight=False)
+    console.print(retention_sentence(comparison), highlight=False)
+    for warning in comparison.warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+
+
+def _console() -> Console:
+    """The terminal's width, or room for every column where output goes to a file."""
+    return Console(width=None if sys.stdout.isatty() else 132)

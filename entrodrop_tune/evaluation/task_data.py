@@ -32,6 +32,15 @@ class Source:
     files: tuple[str, ...] = ("test.jsonl",)
 
 
+_MATH_SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
 SOURCES = {
     source.name: source
     for source in [
@@ -45,7 +54,9 @@ SOURCES = {
         Source("wikitext", "EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test"),
         Source("pubmedqa", "bigbio/pubmed_qa", "pubmed_qa_labeled_fold0_source", "test"),
         Source("svamp", "ChilleD/SVAMP", None, "test"),
-        Source("math", "EleutherAI/hendrycks_math", "algebra", "test"),
+        Source("arithmetic", "", None, "test"),
+        Source("competition_math", "", None, "test"),
+        *(Source(f"competition_math_{name}", "EleutherAI/hendrycks_math", name, "test") for name in _MATH_SUBJECTS),
     ]
 }
 
@@ -130,7 +141,7 @@ def gsm8k(data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
 
 
 def mbpp(data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
-    """MBPP tasks: ``text``, ``code``, ``test_list``, ``test_setup_code``; ``reference`` is code with plain line ends."""
+    """MBPP tasks: ``text``, ``code``, tests, set-up code; ``reference`` is the code with plain line ends."""
     rows = ({**row, "reference": row["code"].replace("\r\n", "\n")} for row in load_rows("mbpp", data))
     return {"test": _dataset(rows)}
 
@@ -203,6 +214,27 @@ def wikitext_paragraphs(data: str | None = None, **_: Any) -> dict[str, datasets
         if i < len(paragraphs)
     ]
     return {"test": _dataset(rows)}
+
+
+def arithmetic(data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """One-step word problems in SVAMP's form: ``Body``, ``Question``, ``Answer``. SVAMP itself with other ``data``."""
+    name = "arithmetic" if chosen_data(data) == BUNDLED else "svamp"
+    rows = ({key: str(row[key]) for key in ("Body", "Question", "Answer")} for row in load_rows(name, data))
+    return {"test": _dataset(rows)}
+
+
+def competition_math(data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:
+    """Problems with a boxed answer: ``problem``, ``solution`` and lm-eval's normalised ``answer``.
+
+    Bundled are a few of our own; the hub has the seven subjects of MATH.
+    """
+    from lm_eval.tasks.minerva_math.utils import process_docs
+
+    names = ["competition_math"]
+    if chosen_data(data) == HUB:
+        names = [f"competition_math_{subject}" for subject in _MATH_SUBJECTS]
+    rows = [{key: row[key] for key in ("problem", "solution")} for name in names for row in load_rows(name, data)]
+    return {"test": process_docs(_dataset(rows))}
 
 
 def pubmedqa(data: str | None = None, **_: Any) -> dict[str, datasets.Dataset]:

@@ -106,7 +106,7 @@ def check_mbpp(job: dict[str, Any], connection: Connection) -> None:
     reference = ast.parse(job["reference"])
     for name in _defined_names(reference):
         namespace[name] = Remote(connection, name)
-    imports = [node for node in reference.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    imports: list[ast.stmt] = [node for node in reference.body if isinstance(node, ast.Import | ast.ImportFrom)]
     exec(compile(ast.Module(imports, []), "<imports>", "exec"), namespace)
     exec(compile(job["setup"], "<setup>", "exec"), namespace)
     for test in job["tests"]:

@@ -41,7 +41,7 @@ _BUILTINS = {
     "float",
     "bytes",
 }
-_BASES = (bool, int, float, str, bytes, list, tuple, dict, set, frozenset)
+_BASES: tuple[Any, ...] = (bool, int, float, str, bytes, list, tuple, dict, set, frozenset)
 
 
 class EndOfStream(Exception):

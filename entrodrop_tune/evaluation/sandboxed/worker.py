@@ -5,11 +5,12 @@ Whatever the program does to this process, all it can do is answer a call with a
 
 import sys
 import types
+from collections.abc import Callable
 from typing import Any
 
 import wire
 
-_OPERATIONS = {
+_OPERATIONS: dict[str, Callable[..., Any]] = {
     "call": lambda target, args, kwargs: target(*args, **kwargs),
     "getattr": lambda target, name: getattr(target, name),
     "setattr": lambda target, name, value: setattr(target, name, value),

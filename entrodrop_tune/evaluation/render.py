@@ -1,0 +1,152 @@
+"""Comparisons as Markdown, HTML and a picture of domain gain against retention."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entrodrop_tune.evaluation.comparison import Comparison, GroupSummary, Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_COLUMNS = ("group", "task", "metric", "n", "base", "tuned", "delta", "95 % interval", "p (Holm)", "finds", "verdict")
+_UNITS = {"accuracy": "points", "likelihood": "% of base bits/byte"}
+
+
+def row_cells(row: Row) -> tuple[str, ...]:
+    """A row as text, in the order of the tables' columns; ``finds`` is the detectable effect."""
+    arrow = "↑" if row.higher_is_better else "↓"
+    return (
+        row.group,
+        row.task.removeprefix("entrodrop_"),
+        f"{row.metric} {arrow}",
+        str(row.n),
+        f"{row.base:.3f}",
+        f"{row.tuned:.3f}",
+        f"{row.delta:+.3f}",
+        f"{row.ci_low:+.3f} to {row.ci_high:+.3f}",
+        f"{row.p:.3g} (–)" if row.p_holm is None else f"{row.p:.3g} ({row.p_holm:.3g})",
+        f"±{row.detectable:.3f}",
+        row.verdict,
+    )
+
+
+def group_sentence(group: GroupSummary) -> str:
+    """One group's mean change, positive is better."""
+    return (
+        f"{group.group}, {group.kind} ({len(group.tasks)} task{'s' if len(group.tasks) > 1 else ''}): "
+        f"{group.delta:+.1f} {_UNITS[group.kind]} ({group.ci_low:+.1f} to {group.ci_high:+.1f}); positive is better"
+    )
+
+
+def retention_sentence(comparison: Comparison) -> str:
+    """The retention index in words."""
+    retention = comparison.retention
+    if retention is None:
+        return "Retention index: no general task with a known chance level in both."
+    if retention.index is None:
+        return (
+            f"Retention index: not defined, the base itself is within {100 * retention.base_above_chance:.1f} points "
+            "of chance."
+        )
+    kept = retention.index
+    return (
+        f"Retention index (general accuracy above chance that is kept): {kept.value:.2f} "
+        f"({kept.low:.2f} to {kept.high:.2f}) over {len(retention.tasks)} tasks"
+    )
+
+
+def comparison_markdown(comparison: Comparison, every_metric: bool = False) -> str:
+    """A Markdown table of the primary metrics (or all), then groups, retention and warnings."""
+    rows = comparison.rows if every_metric else comparison.primary_rows()
+    lines = [
+        f"**{comparison.tuned}** against **{comparison.base}**",
+        "",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|" + "---|" * len(_COLUMNS),
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row_cells(row)) + " |" for row in rows),
+        "",
+        *(f"- {group_sentence(group)}" for group in comparison.groups),
+        f"- {retention_sentence(comparison)}",
+        *(f"- Warning: {warning}" for warning in comparison.warnings),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def comparison_html(comparisons: Sequence[Comparison], domain: str = "math") -> str:
+    """A self-contained page: a table for each comparison and the trade-off plot."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("entrodrop_tune.evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    picture = base64.b64encode(figure_bytes(tradeoff_figure(comparisons, domain), "png")).decode()
+    return environment.get_template("comparison.html.j2").render(
+        comparisons=comparisons,
+        columns=_COLUMNS,
+        row_cells=row_cells,
+        group_sentence=group_sentence,
+        retention_sentence=retention_sentence,
+        picture=picture,
+    )
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points no other point beats in both coordinates (larger is better), by first coordinate."""
+
+    def beaten(i: int) -> bool:
+        x, y = points[i]
+        return any(a >= x and b >= y and (a, b) != (x, y) for a, b in points)
+
+    return sorted((i for i in range(len(points)) if not beaten(i)), key=lambda i: points[i])
+
+
+def tradeoff_figure(comparisons: Sequence[Comparison], domain: str = "math") -> "Figure":
+    """Change in general ability (x) against change in the domain (y), a point a tuned model; positive is better.
+
+    One panel for accuracies and one for likelihoods, where both groups have such tasks; whiskers are 95 % intervals.
+    """
+    from matplotlib.figure import Figure
+
+    panels = [kind for kind in _UNITS if any(_point(c, domain, kind) for c in comparisons)]
+    figure = Figure(figsize=(5.2 * max(1, len(panels)), 4.2), layout="constrained")
+    for number, kind in enumerate(panels, 1):
+        axes = figure.add_subplot(1, len(panels), number)
+        _draw_panel(axes, [(c.tuned, _point(c, domain, kind)) for c in comparisons])
+        axes.set_xlabel(f"general {kind}, {_UNITS[kind]} (right: kept)")
+        axes.set_ylabel(f"{domain} {kind}, {_UNITS[kind]} (up: learned)")
+    return figure
+
+
+def _point(comparison: Comparison, domain: str, kind: str) -> tuple[GroupSummary, GroupSummary] | None:
+    found = {group.group: group for group in comparison.groups if group.kind == kind}
+    return (found["general"], found[domain]) if "general" in found and domain in found else None
+
+
+def _draw_panel(axes: Any, named: Sequence[tuple[str, tuple[GroupSummary, GroupSummary] | None]]) -> None:
+    points = [(name, *point) for name, point in named if point is not None]
+    for name, general, gain in points:
+        axes.errorbar(
+            general.delta,
+            gain.delta,
+            xerr=[[general.delta - general.ci_low], [general.ci_high - general.delta]],
+            yerr=[[gain.delta - gain.ci_low], [gain.ci_high - gain.delta]],
+            fmt="o",
+            capsize=3,
+        )
+        axes.annotate(Path(name).name, (general.delta, gain.delta), textcoords="offset points", xytext=(6, 6))
+    coordinates = [(general.delta, gain.delta) for _, general, gain in points]
+    front = [coordinates[i] for i in pareto_front(coordinates)]
+    if len(front) > 1:
+        axes.plot(*zip(*front, strict=True), "--", color="0.5", linewidth=1, zorder=0)
+    axes.axhline(0, color="0.7", linewidth=0.8, zorder=0)
+    axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+
+
+def figure_bytes(figure: "Figure", kind: str) -> bytes:
+    """A figure as ``png`` or ``svg`` bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, dpi=130)
+    return buffer.getvalue()
