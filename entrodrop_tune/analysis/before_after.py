@@ -1,220 +1,192 @@
-"""What fine-tuning did to the evaluation scores: paired differences, and answers that changed."""
+"""What fine-tuning did to the evaluation scores, ready to be shown: paired differences, and answers that changed."""
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-import matplotlib.ticker
-import pandas as pd
 from matplotlib.figure import Figure
-from scipy import stats
+from matplotlib.ticker import PercentFormatter
 
-from entrodrop_tune.analysis.runs import read_jsonl
 from entrodrop_tune.analysis.style import BLUE, MUTED, ORANGE, house_style, inline_svg
-from entrodrop_tune.errors import UserError
+from entrodrop_tune.evaluation.comparison import Comparison, Row, compare_evaluations
+from entrodrop_tune.evaluation.results import EvalResults, MetricSummary
 
-GROUPS = {"math": "Mathematics", "code": "Code", "general": "General ability (retention)"}
+GROUPS = {
+    "math": "Mathematics",
+    "code": "Code",
+    "medical": "Medicine",
+    "general": "General ability (retention)",
+}
 SAMPLES = 6
+NAMED = 3  # scores named in the verdict, per direction
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    path: Path
-    info: dict[str, Any]
-    items: list[dict[str, Any]]
-
-
-def load_evaluation(path: Path | str) -> Evaluation:
-    """Read an evaluation's folder (``eval.json``, ``items.jsonl``).
+def before_and_after(base: EvalResults, tuned: EvalResults) -> dict[str, Any]:
+    """The evaluation part of a report, as plain values.
 
     Raises:
-        UserError: ``path`` holds no evaluation.
+        UserError: the two evaluations have no task or item in common.
     """
-    path = Path(path)
-    if not (path / "eval.json").is_file():
-        raise UserError(f"{path} is no evaluation folder: it has no eval.json. Make one with `entrodrop eval`.")
-    try:
-        info = json.loads((path / "eval.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path / 'eval.json'} is not valid JSON ({error}).") from None
-    return Evaluation(path.resolve(), info, read_jsonl(path / "items.jsonl"))
-
-
-def score_table(base: Evaluation, tuned: Evaluation) -> list[dict[str, Any]]:
-    """A row a task and metric that both evaluations hold, with a paired 95% interval of tuned minus base.
-
-    Raises:
-        UserError: the two have no task in common.
-    """
-    rows = []
-    for task, before in base.info["tasks"].items():
-        after = tuned.info["tasks"].get(task)
-        for metric, value in before["metrics"].items():
-            if after is None or metric not in after["metrics"]:
-                continue
-            rows.append(
-                {
-                    "group": before.get("group", "general"),
-                    "task": task,
-                    "metric": metric,
-                    "higher_is_better": bool(value.get("higher_is_better", True)),
-                    "chance": value.get("chance"),
-                    "base": {key: value.get(key) for key in ("value", "ci_low", "ci_high", "n")},
-                    "tuned": {key: after["metrics"][metric].get(key) for key in ("value", "ci_low", "ci_high", "n")},
-                    "difference": paired_difference(base, tuned, task, metric),
-                }
-            )
-    if not rows:
-        raise UserError(f"{base.path} and {tuned.path} have no task in common: evaluate both with the same --suite.")
+    comparison = compare_evaluations(base, tuned)
+    rows = [_score_row(row, base, tuned) for row in comparison.rows]
     order = list(GROUPS)
-    return sorted(rows, key=lambda row: order.index(row["group"]) if row["group"] in order else len(order))
-
-
-def paired_difference(base: Evaluation, tuned: Evaluation, task: str, metric: str) -> dict[str, Any] | None:
-    """Tuned minus base over the items both answered, with a paired t interval; None with under two such items."""
-    pairs = [
-        (before["metrics"][metric], after["metrics"][metric])
-        for before, after in _matched(base, tuned, task)
-        if before["metrics"].get(metric) is not None and after["metrics"].get(metric) is not None
-    ]
-    if len(pairs) < 2:
-        return None
-    before, after = (list(side) for side in zip(*pairs, strict=True))
-    difference = pd.Series(after, dtype=float) - pd.Series(before, dtype=float)
-    if difference.nunique() == 1:
-        return {
-            "value": float(difference.iloc[0]),
-            "ci_low": None,
-            "ci_high": None,
-            "p": None,
-            "n": len(pairs),
-        }
-    test = stats.ttest_rel(after, before)
-    low, high = test.confidence_interval(0.95)
+    rows.sort(key=lambda row: order.index(row["group"]) if row["group"] in order else len(order))
     return {
-        "value": float(difference.mean()),
-        "ci_low": float(low),
-        "ci_high": float(high),
-        "p": float(test.pvalue),
-        "n": len(pairs),
+        "verdict": score_verdict(comparison),
+        "scores": rows,
+        "retention": asdict(comparison.retention) if comparison.retention else None,
+        "warnings": list(comparison.warnings),
+        "answers": changed_answers(base, tuned),
+        "base": _identity(base),
+        "tuned": _identity(tuned),
     }
 
 
-def _matched(base: Evaluation, tuned: Evaluation, task: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    after = {str(item["doc_id"]): item for item in tuned.items if item["task"] == task}
+def _identity(results: EvalResults) -> dict[str, Any]:
+    return {key: value for key, value in results.to_dict().items() if key != "tasks"}
+
+
+def _score_row(row: Row, base: EvalResults, tuned: EvalResults) -> dict[str, Any]:
+    before, after = (results.tasks[row.task].metrics[row.metric] for results in (base, tuned))
+    return {
+        "group": row.group,
+        "task": row.task,
+        "metric": row.metric,
+        "primary": row.primary,
+        "higher_is_better": row.higher_is_better,
+        "chance": before.chance,
+        "base": _score(before),
+        "tuned": _score(after),
+        "difference": {
+            "value": row.delta,
+            "ci_low": row.ci_low,
+            "ci_high": row.ci_high,
+            "p": row.p,
+            "p_holm": row.p_holm,
+            "test": row.test,
+            "n": row.n,
+            "detectable": row.detectable,
+        },
+        "effect": row.verdict,
+    }
+
+
+def _score(metric: MetricSummary) -> dict[str, Any]:
+    return {"value": metric.value, "ci_low": metric.ci_low, "ci_high": metric.ci_high, "n": metric.n}
+
+
+def score_verdict(comparison: Comparison) -> list[str]:
+    """Sentences: which primary scores moved for sure, which way, how many could not be told; what was retained."""
+    rows = comparison.primary_rows()
+    moved = {kind: [row for row in rows if row.verdict == kind] for kind in ("better", "worse")}
+    parts = [f"{kind} on {_named(found)}" for kind, found in moved.items() if found]
+    unclear = len(rows) - sum(map(len, moved.values()))
+    if parts:
+        sentence = "After tuning the model is " + " and ".join(parts)
+        sentence += f"; on {unclear} of {len(rows)} tasks no difference can be shown." if unclear else "."
+    else:
+        sentence = f"After tuning, on none of the {len(rows)} tasks can a difference be shown."
+    return [sentence, *_retained(comparison)]
+
+
+def _named(rows: Sequence[Row]) -> str:
+    largest = sorted(rows, key=lambda row: row.p)[:NAMED]
+    names = [
+        f"{_short(row.task)} {row.metric} ({row.base:.3f} to {row.tuned:.3f}, 95% interval of the difference "
+        f"{row.ci_low:+.3f} to {row.ci_high:+.3f})"
+        for row in largest
+    ]
+    rest = len(rows) - len(largest)
+    return ", ".join(names) + (f" and {rest} more" if rest else "")
+
+
+def _short(task: str) -> str:
+    return task.removeprefix("entrodrop_")
+
+
+def _retained(comparison: Comparison) -> list[str]:
+    retention = comparison.retention
+    if retention is None:
+        return []
+    if retention.index is None:
+        return ["Retention cannot be said: the base model is at chance on the general tasks."]
+    index = retention.index
     return [
-        (item, after[str(item["doc_id"])])
-        for item in base.items
-        if item["task"] == task and str(item["doc_id"]) in after
+        f"Of its general ability above chance it kept {index.value:.0%} (95% interval {index.low:.0%} to "
+        f"{index.high:.0%}, over {len(retention.tasks)} tasks)."
     ]
-
-
-def effect(row: dict[str, Any]) -> str:
-    """``better`` or ``worse`` where the paired interval excludes zero, else ``unclear``."""
-    difference = row["difference"]
-    if difference is None or difference["ci_low"] is None:
-        return "unclear"
-    sign = 1 if row["higher_is_better"] else -1
-    low, high = sorted((sign * difference["ci_low"], sign * difference["ci_high"]))
-    return "better" if low > 0 else "worse" if high < 0 else "unclear"
-
-
-def score_verdict(rows: Sequence[dict[str, Any]]) -> str:
-    """One sentence: which scores moved for sure, which way, and how many could not be told."""
-    moved = {kind: [row for row in rows if effect(row) == kind] for kind in ("better", "worse", "unclear")}
-    parts = [
-        f"{kind} on " + ", ".join(f"{row['task']} {row['metric']} ({_difference(row)})" for row in moved[kind])
-        for kind in ("better", "worse")
-        if moved[kind]
-    ]
-    unclear = len(moved["unclear"])
-    if not parts:
-        return f"After tuning, none of the {len(rows)} scores moved by more than chance would explain."
-    sentence = "After tuning the model is " + " and ".join(parts)
-    return sentence + (f"; on {unclear} of {len(rows)} scores no difference can be shown." if unclear else ".")
-
-
-def _difference(row: dict[str, Any]) -> str:
-    d = row["difference"]
-    return f"{d['value']:+.3f}, 95% interval {d['ci_low']:+.3f} to {d['ci_high']:+.3f}"
 
 
 def draw_scores(rows: Sequence[dict[str, Any]]) -> str:
-    """Base and tuned score of every row with their intervals, as inline SVG.
+    """Base and tuned score of every primary metric with intervals, as inline SVG.
 
     Only scores between 0 and 1 fit one axis; the others (a perplexity, say) stand in the table alone.
     """
-    shown = [row for row in rows if _is_share(row["base"]) and _is_share(row["tuned"])]
+    shown = [row for row in rows if row["primary"] and _is_share(row["base"]) and _is_share(row["tuned"])]
     if not shown:
         return ""
     with house_style():
-        figure = Figure(figsize=(4.6, 0.75 + 0.56 * len(shown)), layout="constrained")
+        figure = Figure(figsize=(4.6, 0.75 + 0.5 * len(shown)), layout="constrained")
         axes = figure.add_subplot()
         for index, row in enumerate(shown):
             y = len(shown) - 1 - index
-            for side, colour, offset in (("base", BLUE, 0.13), ("tuned", ORANGE, -0.13)):
-                score = row[side]
-                if score["ci_low"] is not None and score["ci_high"] is not None:
-                    axes.plot(
-                        [score["ci_low"], score["ci_high"]],
-                        [y + offset] * 2,
-                        color=colour,
-                        linewidth=2,
-                        alpha=0.55,
-                    )
-                axes.plot(score["value"], y + offset, "o" if side == "base" else "D", color=colour, markersize=6,
-                          label=side if index == 0 else None)  # fmt: skip
+            for side, colour, offset, marker in (("base", BLUE, 0.13, "o"), ("tuned", ORANGE, -0.13, "D")):
+                score, label = row[side], side if index == 0 else None
+                interval = [score["ci_low"], score["ci_high"]]
+                axes.plot(interval, [y + offset] * 2, color=colour, linewidth=2, alpha=0.55)
+                axes.plot(score["value"], y + offset, marker, color=colour, markersize=6, label=label)
             if row["chance"] is not None:
-                axes.plot([row["chance"]] * 2, [y - 0.32, y + 0.32], color=MUTED, linestyle=":", linewidth=1.5,
-                          label="chance" if index == 0 else None)  # fmt: skip
-        axes.set_yticks(range(len(shown)), [f"{row['task']}\n{row['metric']}" for row in reversed(shown)], fontsize=8.5)
+                axes.plot([row["chance"]] * 2, [y - 0.32, y + 0.32], color=MUTED, linestyle=":", linewidth=1.5)
+        if any(row["chance"] is not None for row in shown):
+            axes.plot([], [], color=MUTED, linestyle=":", linewidth=1.5, label="chance")
+        names = [f"{_short(row['task'])}\n{row['metric']}" for row in reversed(shown)]
+        axes.set_yticks(range(len(shown)), names, fontsize=8.5)
         axes.set_ylim(-0.6, len(shown) - 0.4)
         axes.set_xlim(-0.02, 1.02)
-        axes.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0, decimals=0))
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
         figure.legend(loc="outside upper right", ncols=3)
-        alt = "; ".join(
-            f"{row['task']} {row['metric']}: {row['base']['value']:.3f} before, {row['tuned']['value']:.3f} after"
+        numbers = "; ".join(
+            f"{_short(row['task'])} {row['base']['value']:.3f} before, {row['tuned']['value']:.3f} after"
             for row in shown
         )
-        return inline_svg(figure, "scores", f"Scores with 95% intervals. {alt}.")
+        return inline_svg(figure, "scores", f"Scores with 95% intervals. {numbers}.")
 
 
 def _is_share(score: dict[str, Any]) -> bool:
-    return score["value"] is not None and math.isfinite(score["value"]) and 0 <= score["value"] <= 1
+    return math.isfinite(score["value"]) and 0 <= score["value"] <= 1
 
 
-def changed_answers(base: Evaluation, tuned: Evaluation, count: int = SAMPLES) -> dict[str, Any]:
+def changed_answers(base: EvalResults, tuned: EvalResults, count: int = SAMPLES) -> dict[str, Any]:
     """Generated answers before and after: counts over all items, and up to ``count`` examples.
 
     Examples take turns between fixed, broken and unchanged items, in the order of the task, so that they are not
-    picked to please. The score compared is an item's first metric.
+    picked to please. Items are scored by their task's primary metric.
     """
     kinds: dict[str, list[dict[str, Any]]] = {"fixed": [], "broken": [], "unchanged": []}
-    for task, entry in base.info["tasks"].items():
-        metric = next(iter(entry["metrics"]), None)
-        better = entry["metrics"][metric].get("higher_is_better", True) if metric else True
-        for before, after in _matched(base, tuned, task):
-            if before.get("prediction") is None or after.get("prediction") is None:
+    for task, summary in base.tasks.items():
+        if task not in tuned.tasks:
+            continue
+        metric = summary.primary
+        sign = 1 if summary.metrics[metric].higher_is_better else -1
+        after_by_hash = {item.doc_hash: item for item in tuned.items_of(task)}
+        for before in base.items_of(task):
+            after = after_by_hash.get(before.doc_hash)
+            if after is None or before.prediction is None or after.prediction is None:
                 continue
-            scores = before["metrics"].get(metric), after["metrics"].get(metric)
-            if None in scores:
-                continue
-            change = (scores[1] - scores[0]) * (1 if better else -1)
+            change = sign * (after.metrics[metric] - before.metrics[metric])
             kinds["fixed" if change > 0 else "broken" if change < 0 else "unchanged"].append(
                 {
                     "task": task,
-                    "doc_id": before["doc_id"],
+                    "doc_id": before.doc_id,
                     "metric": metric,
-                    "target": before.get("target"),
-                    "before": before["prediction"],
-                    "after": after["prediction"],
-                    "score_before": scores[0],
-                    "score_after": scores[1],
+                    "target": before.target,
+                    "before": before.prediction,
+                    "after": after.prediction,
+                    "score_before": before.metrics[metric],
+                    "score_after": after.metrics[metric],
                 }
             )
     examples: list[dict[str, Any]] = []

@@ -97,8 +97,12 @@ class RunComparison:
         }
 
 
-def compare_runs(runs: Sequence[Run], metric: str = "best_nll", baseline: str | None = None) -> RunComparison:
+def compare_runs(
+    runs: Sequence[Run], metric: str = "best_nll", baseline: str | None = None, groups: Sequence[str] | None = None
+) -> RunComparison:
     """Compare groups of runs on ``metric`` against ``baseline`` (a group's or a run's name; the first group if None).
+
+    ``groups`` names each run's group; by default, runs that differ in nothing but their seed form one.
 
     Groups with the same seeds are compared seed by seed (paired t test), others by Welch's t test.
 
@@ -109,22 +113,22 @@ def compare_runs(runs: Sequence[Run], metric: str = "best_nll", baseline: str | 
         raise UserError(f'no metric "{metric}" to compare runs by.{did_you_mean(metric, METRICS)}')
     if len(runs) < 2:
         raise UserError("a comparison needs at least two runs.")
-    table = run_table(runs)
-    groups = [_group(name, part, runs) for name, part in table.groupby("group", sort=False)]
-    reference = _find_baseline(groups, table, baseline)
-    others = [group for group in groups if group is not reference]
+    table = run_table(runs, groups or group_names(runs))
+    found = [_group(name, part, runs) for name, part in table.groupby("group", sort=False)]
+    reference = _find_baseline(found, table, baseline)
+    others = [group for group in found if group is not reference]
     differences = [difference for key in METRICS for difference in _differences(table, others, reference.name, key)]
     verdicts = [verdict(difference) for difference in differences if difference.metric == metric]
     if not others:
         mean = reference.means[metric]
         verdicts = [f"All {len(runs)} runs have the same configuration: {METRICS[metric][0]} {_plus_minus(mean)}."]
-    return RunComparison(metric, groups, differences, verdicts, table)
+    return RunComparison(metric, found, differences, verdicts, table)
 
 
-def run_table(runs: Sequence[Run]) -> pd.DataFrame:
+def run_table(runs: Sequence[Run], groups: Sequence[str]) -> pd.DataFrame:
     """A row a run: ``run``, ``group``, ``seed`` and the numbers of its summary."""
     rows = []
-    for run, name, group in zip(runs, run_names(runs), group_names(runs), strict=True):
+    for run, name, group in zip(runs, run_names(runs), groups, strict=True):
         seconds = run.metrics["tokens"].sum() / run.metrics["tokens_per_second"].median() if len(run.metrics) else None
         rows.append(
             {

@@ -52,27 +52,25 @@ def build_profile(
             },
             "domains": described,
             "over_training": list(over_training),
-            "verdict": [sentence for entry in described for sentence in _verdict(entry)],
+            "verdict": [_verdict(entry) for entry in described],
         }
     )
 
 
-def _verdict(domain: dict[str, Any]) -> list[str]:
+def _verdict(domain: dict[str, Any]) -> str:
     setting = domain["setting"]
-    sentences = [
-        f"{domain['name']}: {setting['quantile']:.0%} of the tokens have under {setting['threshold_nats']:.3f} nats of "
-        f"entropy, and hold {setting['nll_share_below']:.1%} of the loss. At a drop rate of {setting['drop_rate']:.2f}, "
+    said = (
+        f"{domain['name']}: {setting['quantile']:.0%} of the tokens have under {setting['threshold_nats']:.3f} nats "
+        f"of entropy, and hold {setting['nll_share_below']:.1%} of the loss. At a drop rate of {setting['drop_rate']:.2f}, "
         f"{setting['expected_dropped_fraction']:.0%} of all tokens are dropped."
-    ]
+    )
     if "gradient" in domain:
         gradient = domain["gradient"]
         scope = list(gradient["scopes"])[-1]
         before, after = (share_below(gradient, scope, when) for when in ("before", "after"))
-        sentences.append(
-            f"{domain['name']}: tokens below the threshold give {before:.1%} of the gradient of the {SCOPES[scope]}"
-            + (f", after masking {after:.1%}." if after is not None else ".")
-        )
-    return sentences
+        said += f" Tokens below the threshold give {before:.1%} of the gradient of the {SCOPES[scope]}"
+        said += f", after masking {after:.1%}." if after is not None else "."
+    return said
 
 
 def write_profile(
@@ -134,7 +132,7 @@ def _figures(profile: dict[str, Any]) -> dict[str, Any]:
         (
             "histogram",
             "Distribution",
-            "Share of tokens by entropy, on a logarithmic scale.",
+            "Share of tokens by entropy, logarithmic.",
             draw_histogram,
             (4.9, 3.1),
         ),

@@ -7,20 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from entrodrop_tune.analysis import pages
-from entrodrop_tune.analysis.before_after import (
-    GROUPS,
-    Evaluation,
-    changed_answers,
-    draw_scores,
-    effect,
-    score_table,
-    score_verdict,
-)
+from entrodrop_tune.analysis.before_after import GROUPS, before_and_after, draw_scores
 from entrodrop_tune.analysis.curves import PANELS, save_curves, thin
 from entrodrop_tune.analysis.runs import Run, config_difference, flatten, jsonable, run_names
 from entrodrop_tune.analysis.style import svg
 from entrodrop_tune.analysis.summary import epoch_means, summarize, verdict
 from entrodrop_tune.analysis.warnings import find_problems
+from entrodrop_tune.evaluation.results import EvalResults
 
 CURVE_COLUMNS = [
     "step",
@@ -36,7 +29,7 @@ CURVE_POINTS = 400
 
 
 def build_report(
-    runs: Sequence[Run], base: Evaluation | None = None, tuned: Evaluation | None = None
+    runs: Sequence[Run], base: EvalResults | None = None, tuned: EvalResults | None = None
 ) -> dict[str, Any]:
     """Everything a report shows, as plain JSON values.
 
@@ -56,17 +49,8 @@ def build_report(
     }
     verdicts = [entry["verdict"] if len(runs) == 1 else f"{entry['name']}: {entry['verdict']}" for entry in entries]
     if base is not None and tuned is not None:
-        rows = score_table(base, tuned)
-        for row in rows:
-            row["effect"] = effect(row)
-        report["evaluation"] = {
-            "verdict": score_verdict(rows),
-            "scores": rows,
-            "answers": changed_answers(base, tuned),
-            "base": {key: value for key, value in base.info.items() if key != "tasks"},
-            "tuned": {key: value for key, value in tuned.info.items() if key != "tasks"},
-        }
-        verdicts.append(report["evaluation"]["verdict"])
+        report["evaluation"] = before_and_after(base, tuned)
+        verdicts += report["evaluation"]["verdict"]
     report["verdict"] = verdicts
     return jsonable(report)
 
@@ -100,7 +84,7 @@ def _seconds(started: str | None, ended: str | None) -> float | None:
 
 
 def write_report(
-    runs: Sequence[Run], output: Path, base: Evaluation | None = None, tuned: Evaluation | None = None
+    runs: Sequence[Run], output: Path, base: EvalResults | None = None, tuned: EvalResults | None = None
 ) -> dict[str, Any]:
     """Write ``report.json``, ``report.html``, ``report.md`` and ``curves.png`` into ``output``; return the report."""
     report = build_report(runs, base, tuned)

@@ -20,6 +20,8 @@ GRAMMAR_LOSS = 0.05
 """Nats by which validation NLL of low-entropy tokens may rise above its lowest."""
 THRESHOLD_DRIFT = 0.25
 """Relative change of the threshold in nats, where the quantile behind it does not change."""
+QUANTILE_MISS = 0.15
+"""Difference between the share of tokens that lay below the threshold and the quantile asked for."""
 OVERFIT = 0.05
 """Final over best validation NLL, relative."""
 GRADIENT_SPIKE = 10.0
@@ -150,6 +152,37 @@ def _ends(values: pd.Series, skip: int) -> tuple[pd.Series, pd.Series]:
     return rest.iloc[:width], rest.iloc[-width:]
 
 
+def quantile_missed(run: Run, summary: RunSummary) -> Finding | None:
+    curriculum, section = curriculum_of(run), run.config.get("entrodrop") or {}
+    if (
+        curriculum is None
+        or curriculum.unit != "quantile"
+        or section.get("select", "entropy") not in ("entropy", "loss")
+    ):
+        return None
+    if section.get("site", "loss") != "loss":
+        return None  # the loss keeps every token there
+    rows = run.metrics[run.metrics["drop_rate"] > 0.1].dropna(subset=["kept_fraction", "tokens"])
+    rows = rows.iloc[-max(1, len(rows) // 4) :]
+    if len(rows) < 4:
+        return None
+    dropped = ((1 - rows["kept_fraction"]) * rows["tokens"]).sum()
+    share = dropped / (rows["drop_rate"] * rows["tokens"]).sum()
+    wanted = curriculum.at(summary.steps / max(1, run.info.get("total_steps") or summary.steps)).threshold
+    if abs(share - wanted) <= QUANTILE_MISS:
+        return None
+    return Finding(
+        code="quantile_missed",
+        severity="caution",
+        title="The threshold estimate lags behind the model",
+        detail=(
+            f"Late in the run {share:.0%} of the tokens lay below it, where the quantile asks for {wanted:.0%}: "
+            "entropies move faster than the running estimate."
+        ),
+        advice="Lower the learning rate, or read the threshold in nats off `entrodrop entropy` and set threshold.nats.",
+    )
+
+
 def curriculum_of(run: Run) -> Curriculum | None:
     """The run's curriculum; None where its config names none (or names one of another version)."""
     section = run.config.get("entrodrop") or {}
@@ -217,6 +250,7 @@ CHECKS: tuple[Callable[[Run, RunSummary], Finding | None], ...] = (
     kept_too_low,
     grammar_loss,
     threshold_drift,
+    quantile_missed,
     curriculum_cut_short,
     overfitting,
     gradient_spike,

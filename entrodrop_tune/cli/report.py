@@ -35,9 +35,9 @@ def report(
     from rich.console import Console
     from rich.markup import escape
 
-    from entrodrop_tune.analysis.before_after import load_evaluation
     from entrodrop_tune.analysis.report import write_report
     from entrodrop_tune.analysis.runs import load_runs
+    from entrodrop_tune.evaluation.results import load_results
 
     if (base is None) != (tuned is None):
         given, missing = ("--base", "--tuned") if base else ("--tuned", "--base")
@@ -46,7 +46,7 @@ def report(
     if output is None and len(loaded) > 1:
         raise UserError("several runs need --output, the folder to write the report into.")
     folder = output or loaded[0].path / "report"
-    evaluations = [load_evaluation(path) if path else None for path in (base, tuned)]
+    evaluations = [load_results(path) if path else None for path in (base, tuned)]
     result = write_report(loaded, folder, *evaluations)
     if as_json:
         print(json.dumps(result))

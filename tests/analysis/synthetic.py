@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from entrodrop_tune.evaluation.results import EvalResults, Item, MetricSummary, ModelRecord, TaskSummary, save_results
+
 STEPS_PER_EPOCH = 12
 
 
@@ -107,53 +109,47 @@ def make_run(
 
 
 def make_evaluation(path: Path, *, gain: float = 0.0, n: int = 40, seed: int = 0) -> Path:
-    """An evaluation of three tasks; ``gain`` is added to the chance that a math item is right."""
-    path.mkdir(parents=True)
+    """An evaluation of four tasks; ``gain`` is added to the chance that a math item is right."""
     rng = np.random.default_rng(7)  # the same items are hard in every evaluation
     flips = np.random.default_rng(seed + 100)
-    specification = {
-        "gsm8k": ("math", {"exact_match": True, "answer_nll": False}),
-        "mbpp": ("code", {"pass_at_1": True}),
-        "hellaswag": ("general", {"acc_norm": True}),
-    }
     tasks, items = {}, []
-    for task, (group, metrics) in specification.items():
-        difficulty = rng.random(n)
-        columns: dict[str, list[float]] = {metric: [] for metric in metrics}
+    for task, group, metric, higher in (
+        ("entrodrop_gsm8k", "math", "exact_match", True),
+        ("entrodrop_gsm8k_nll", "math", "bits_per_byte", False),
+        ("entrodrop_mbpp", "code", "pass@1", True),
+        ("entrodrop_hellaswag", "general", "acc_norm", True),
+    ):
+        difficulty, values = rng.random(n), []
         for doc in range(n):
             skill = 0.35 + (gain if group == "math" else 0)
             right = float(difficulty[doc] + flips.normal(0, 0.03) < skill)
-            row = {"exact_match": right, "pass_at_1": right, "acc_norm": right}
-            row["answer_nll"] = 1.4 - gain + difficulty[doc] + flips.normal(0, 0.05)
-            item = {"task": task, "doc_id": doc, "metrics": {metric: row[metric] for metric in metrics}}
-            if group != "general":
-                item |= {
-                    "prediction": f"The answer to {doc} is <b>{int(right) * doc}</b>.\n#### {doc}",
-                    "target": str(doc),
-                }
-            items.append(item)
-            for metric in metrics:
-                columns[metric].append(row[metric])
-        tasks[task] = {
-            "group": group,
-            "n": n,
-            "metrics": {metric: _interval(columns[metric], better, metric) for metric, better in metrics.items()},
-        }
-    evaluation = {
-        "schema": 1, "model": {"path": "models/smollm2"}, "suite": "quick", "settings": {"shots": 0},
-        "versions": {"lm_eval": "0.4.13"}, "machine": {"cores": 2}, "tasks": tasks,
-    }  # fmt: skip
-    (path / "eval.json").write_text(json.dumps(evaluation))
-    _write_jsonl(path / "items.jsonl", items)
+            values.append(right if higher else 1.4 - gain + difficulty[doc] + flips.normal(0, 0.05))
+            generated = {"prediction": f"The answer is <b>{int(right) * doc}</b>.\n#### {doc}", "target": str(doc)}
+            items.append(
+                Item(
+                    task=task,
+                    doc_id=doc,
+                    doc_hash=f"{task}-{doc}",
+                    metrics={metric: values[-1]},
+                    **(generated if task in ("entrodrop_gsm8k", "entrodrop_mbpp") else {}),
+                )
+            )
+        mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(n))
+        summary = MetricSummary(
+            value=mean, ci_low=mean - 1.96 * error, ci_high=mean + 1.96 * error, n=n, higher_is_better=higher,
+            chance=0.25 if metric == "acc_norm" else None,
+        )  # fmt: skip
+        tasks[task] = TaskSummary(
+            group=group, version="1", n=n, num_fewshot=0, chat_template=True, primary=metric,
+            data={"sha256": "c0ffee"}, seconds=1.0, metrics={metric: summary},
+        )  # fmt: skip
+    model = ModelRecord(path=path.name, base="smollm2", adapter=None, hash="beef", parameters=134_515_008)
+    results = EvalResults(
+        schema=1, model=model, suite="quick", settings={"seed": 0}, versions={"lm_eval": "0.4.13"},
+        machine={"cpu_count": 2}, started="2026-01-02T03:04:05+00:00", seconds=4.0, tasks=tasks, items=items,
+    )  # fmt: skip
+    save_results(results, path)
     return path
-
-
-def _interval(values: list[float], higher_is_better: bool, metric: str) -> dict:
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
-    return {
-        "value": mean, "ci_low": mean - 1.96 * error, "ci_high": mean + 1.96 * error, "n": len(values),
-        "higher_is_better": higher_is_better, "chance": 0.25 if metric == "acc_norm" else None,
-    }  # fmt: skip
 
 
 def _write_jsonl(path: Path, rows: list[dict]) -> None:

@@ -47,8 +47,12 @@ def test_a_threshold_in_nats_that_stands_still_is_no_drift(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "code"),
-    [({"nll_all": float("nan")}, "not_finite"), ({"kept_fraction": 0.0}, "nothing_kept"), ({"grad_norm": 60.0}, "gradient_spike")],
-)  # fmt: skip
+    [
+        ({"nll_all": float("nan")}, "not_finite"),
+        ({"kept_fraction": 0.0}, "nothing_kept"),
+        ({"grad_norm": 60.0}, "gradient_spike"),
+    ],
+)
 def test_one_bad_step_is_found(tmp_path, change, code):
     run = make_run(tmp_path / "run", **HEALTHY)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

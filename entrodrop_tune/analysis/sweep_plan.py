@@ -1,0 +1,170 @@
+"""What a sweep runs: arms and a grid of config keys, times seeds, as a list of trials."""
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from entrodrop_tune.config import Section, load_mapping, validate
+from entrodrop_tune.errors import UserError, did_you_mean
+
+NAME_LENGTH = 80
+
+
+class Size(Section):
+    """How large to run a plan: anything here overrides the plan's own."""
+
+    seeds: tuple[int, ...] | None = None
+    """Seeds of every arm."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Config keys for every run (fewer epochs, another model)."""
+    arms: tuple[str, ...] | None = None
+    """Only these arms, by name."""
+    evaluate: str | None = None
+    """Suite to evaluate each run's best checkpoint on, for retention."""
+
+
+class Plan(Section):
+    """A sweep, as a YAML file holds it. Keys of overrides, arms and grid are dotted config keys.
+
+    The special key ``recipe`` in an arm chooses another recipe; a key ``~name`` removes a section.
+    """
+
+    title: str
+    """What question it answers, in one line."""
+    config: str
+    """Training config: a file beside the plan, or a short name from ``entrodrop ls``."""
+    recipe: str = "lora_finetune"
+    """Recipe by short name."""
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    """Config keys for every run."""
+    arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Named sets of config keys."""
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Config key -> values; all combinations, within every arm."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of every combination."""
+    baseline: str | None = None
+    """Arm the others are compared with; the first when omitted."""
+    metric: str = "best_nll"
+    """What decides between arms."""
+    evaluate: str | None = None
+    """Suite to evaluate each run's best checkpoint on, for retention."""
+    sizes: dict[str, Size] = Field(default_factory=dict)
+    """Smaller and larger versions of the same plan, by name."""
+
+    def sized(self, size: str | None) -> "Plan":
+        """The plan at one of its sizes.
+
+        Raises:
+            UserError: the plan has no such size, or the size names an arm that is not there.
+        """
+        if size is None:
+            return self
+        if size not in self.sizes:
+            raise UserError(f'the plan has no size "{size}".{did_you_mean(size, self.sizes)}')
+        chosen = self.sizes[size]
+        arms = self.arms
+        if chosen.arms is not None:
+            unknown = [name for name in chosen.arms if name not in arms]
+            if unknown:
+                raise UserError(f'size "{size}" names the arm "{unknown[0]}".{did_you_mean(unknown[0], arms)}')
+            arms = {name: arms[name] for name in chosen.arms}
+        update = {"arms": arms, "overrides": {**self.overrides, **chosen.overrides}, "sizes": {}}
+        update |= {"seeds": chosen.seeds} if chosen.seeds is not None else {}
+        update |= {"evaluate": chosen.evaluate} if chosen.evaluate is not None else {}
+        return self.model_copy(update=update)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep. ``settings`` are its arm's and grid's keys; ``overrides`` what the recipe is started with."""
+
+    name: str
+    group: str
+    arm: str | None
+    settings: dict[str, Any]
+    seed: int
+    recipe: str
+    overrides: tuple[str, ...]
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan file.
+
+    Raises:
+        UserError: it is missing or malformed.
+    """
+    plan = validate(Plan, load_mapping(path), source=str(path))
+    beside = path.parent / plan.config
+    return plan.model_copy(update={"config": str(beside)}) if beside.is_file() else plan
+
+
+def parse_grid(items: Sequence[str]) -> dict[str, tuple[Any, ...]]:
+    """``["lr=1e-4,1e-3"]`` -> ``{"lr": (1e-4, 1e-3)}``; a value with commas or braces is written as YAML: ``k=[a,b]``.
+
+    Raises:
+        UserError: an item without ``=``, without a value, or given twice.
+    """
+    grid: dict[str, tuple[Any, ...]] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key or not text:
+            raise UserError(f'cannot read --grid "{item}": write key=value,value, for example optimizer.lr=1e-4,1e-3.')
+        if key in grid:
+            raise UserError(f'--grid names "{key}" twice: put all its values into one.')
+        listed = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
+        grid[key] = tuple(_number(value) for value in listed)
+    return grid
+
+
+def _number(value: Any) -> Any:
+    # YAML 1.1 reads 1e-4 as text.
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        return float(value)
+    return value
+
+
+def trials(plan: Plan) -> list[Trial]:
+    """Every run of ``plan``: seeds innermost last, so that all arms have one seed before any has two.
+
+    Raises:
+        UserError: two combinations would be the same run.
+    """
+    arms: dict[str | None, dict[str, Any]] = dict(plan.arms) or {None: {}}
+    combinations = [dict(zip(plan.grid, values, strict=True)) for values in itertools.product(*plan.grid.values())]
+    found: dict[str, Trial] = {}
+    for seed in plan.seeds:
+        for (arm, own), cell in itertools.product(arms.items(), combinations):
+            group = (
+                ", ".join([*([arm] if arm else []), *(f"{_short(k, plan.grid)}={v}" for k, v in cell.items())]) or "all"
+            )
+            settings = {**own, **cell}
+            name = f"{_slug(group)}-seed{seed}"
+            if name in found:
+                raise UserError(f'two runs of the sweep would be called "{name}": remove the repeated value or seed.')
+            merged = {**plan.overrides, **settings, "seed": seed}
+            recipe = str(merged.pop("recipe", plan.recipe))
+            overrides = tuple(_override(key, value) for key, value in merged.items())
+            found[name] = Trial(name, group, arm, settings, seed, recipe, overrides)
+    return list(found.values())
+
+
+def _short(key: str, grid: dict[str, Any]) -> str:
+    leaf = key.rpartition(".")[2]
+    return leaf if sum(other.rpartition(".")[2] == leaf for other in grid) == 1 else key
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.=_+-]+", "_", text).strip("_")[:NAME_LENGTH]
+
+
+def _override(key: str, value: Any) -> str:
+    if key.startswith("~"):
+        return key
+    return f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix('...' + chr(10)).strip()}"

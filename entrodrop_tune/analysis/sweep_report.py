@@ -1,0 +1,144 @@
+"""What a sweep found: a table over seeds, tests against the baseline, main effects, failures apart."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from entrodrop_tune.analysis import pages
+from entrodrop_tune.analysis.compare_output import draw_differences, draw_group_curves
+from entrodrop_tune.analysis.compare_runs import METRICS, Mean, RunComparison, compare_runs, mean
+from entrodrop_tune.analysis.runs import Run, jsonable, load_run
+from entrodrop_tune.analysis.style import house_style, save_png, series_style
+from entrodrop_tune.analysis.summary import summarize
+from entrodrop_tune.analysis.sweep_plan import Plan, Trial
+from entrodrop_tune.analysis.sweep_run import Result
+from entrodrop_tune.evaluation.results import load_results
+from entrodrop_tune.evaluation.retention import retention_index
+
+
+def build_sweep_report(plan: Plan, results: Sequence[Result], output: Path) -> tuple[dict[str, Any], list[Run]]:
+    """The sweep's outcome as plain JSON values, and the runs that are done."""
+    done = [result for result in results if result.state == "done"]
+    runs = [load_run(output / "runs" / result.trial.name) for result in done]
+    trials = [result.trial for result in done]
+    comparison = _compare(plan, runs, trials)
+    report = {
+        "schema": 1,
+        "title": plan.title,
+        "plan": plan.model_dump(mode="json"),
+        "trials": [{**result.as_dict()["trial"], **_outcome(result)} for result in results],
+        "failed": [{"name": r.trial.name, "error": r.error} for r in results if r.state == "failed"],
+        "unfinished": [r.trial.name for r in results if r.state in ("interrupted", "not started")],
+        "comparison": comparison.as_dict() if comparison else None,
+        "main_effects": main_effects(plan, runs, trials),
+        "retention": _retention(output, runs, trials),
+        "machine": runs[0].info.get("machine") if runs else None,
+        "versions": runs[0].info.get("versions") if runs else None,
+    }
+    return jsonable(report), runs
+
+
+def _outcome(result: Result) -> dict[str, Any]:
+    return {"state": result.state, "folder": result.folder, "seconds": result.seconds, "error": result.error}
+
+
+def _compare(plan: Plan, runs: Sequence[Run], trials: Sequence[Trial]) -> RunComparison | None:
+    if len(runs) < 2:
+        return None
+    groups = [trial.group for trial in trials]
+    baseline = plan.baseline if plan.baseline in groups else None
+    return compare_runs(runs, metric=plan.metric, baseline=baseline, groups=groups)
+
+
+def main_effects(plan: Plan, runs: Sequence[Run], trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """For each thing the plan varies: the mean of the plan's metric at each level, over everything else."""
+    rows = [
+        {
+            "arm": trial.arm,
+            **{key: str(trial.settings[key]) for key in plan.grid},
+            "value": summarize(run).as_dict()[plan.metric],
+        }
+        for run, trial in zip(runs, trials, strict=True)
+    ]
+    if not rows:
+        return []
+    table = pd.DataFrame(rows)
+    table["value"] = table["value"].astype(float)
+    factors = [*(["arm"] if len(plan.arms) > 1 else []), *(key for key, values in plan.grid.items() if len(values) > 1)]
+    return [
+        {"factor": factor, "levels": [_level(name, part) for name, part in table.groupby(factor, sort=False)]}
+        for factor in factors
+    ]
+
+
+def _level(name: Any, part: pd.DataFrame) -> dict[str, Any]:
+    value: Mean = mean(part["value"])
+    return {"level": str(name), "value": value.value, "half_width": value.half_width, "n": value.n}
+
+
+def _retention(output: Path, runs: Sequence[Run], trials: Sequence[Trial]) -> list[dict[str, Any]]:
+    """Retention index of each group: mean over its runs; empty where nothing was evaluated."""
+    if not (output / "base_eval" / "eval.json").is_file():
+        return []
+    base, rows = load_results(output / "base_eval"), []
+    for run, trial in zip(runs, trials, strict=True):
+        if (run.path / "eval" / "eval.json").is_file():
+            found = retention_index(base, load_results(run.path / "eval"))
+            if found is not None and found.index is not None:
+                rows.append({"group": trial.group, "index": found.index.value})
+    if not rows:
+        return []
+    grouped = pd.DataFrame(rows).groupby("group", sort=False)["index"]
+    return [{"group": name, **mean(values).__dict__} for name, values in grouped]
+
+
+def draw_main_effects(axes: Axes, effect: dict[str, Any], metric: str) -> None:
+    """Mean of the metric at each level of one factor, with 95 % intervals."""
+    places = range(len(effect["levels"]))
+    colour = series_style(0)["color"]
+    for place, level in zip(places, effect["levels"], strict=True):
+        if level["half_width"] is not None:
+            low, high = level["value"] - level["half_width"], level["value"] + level["half_width"]
+            axes.plot([place, place], [low, high], color=colour, linewidth=2.5, alpha=0.5)
+    axes.plot(places, [level["value"] for level in effect["levels"]], "o-", color=colour, linewidth=1)
+    long = max(len(level["level"]) for level in effect["levels"]) > 8
+    axes.set_xticks(
+        places,
+        [level["level"] for level in effect["levels"]],
+        rotation=30 if long else 0,
+        ha="right" if long else "center",
+    )
+    axes.set(ylabel=METRICS[metric][0])
+    axes.set_title(effect["factor"])
+
+
+def write_sweep_report(
+    report: dict[str, Any], plan: Plan, runs: Sequence[Run], output: Path, groups: Sequence[str]
+) -> None:
+    """Write ``sweep.json``, ``sweep.md``, ``sweep.png`` and, where it varies anything, ``main_effects.png``."""
+    (output / "sweep.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (output / "sweep.md").write_text(pages.render("sweep.md.j2", sweep=report, metrics=METRICS), encoding="utf-8")
+    with house_style():
+        if report["comparison"]:
+            comparison = compare_runs(runs, metric=plan.metric, baseline=_baseline(plan, groups), groups=groups)
+            figure = Figure(figsize=(12, max(4.6, 1.6 + 0.42 * len(comparison.groups))), layout="constrained")
+            left, right = figure.subplots(1, 2)
+            draw_group_curves(left, comparison, runs)
+            draw_differences(right, comparison)
+            save_png(figure, output / "sweep.png")
+        effects = report["main_effects"]
+        if effects:
+            figure = Figure(figsize=(4.4 * len(effects), 3.8), layout="constrained")
+            panels = figure.subplots(1, len(effects), sharey=True, squeeze=False)[0]
+            for axes, effect in zip(panels, effects, strict=True):
+                draw_main_effects(axes, effect, plan.metric)
+            save_png(figure, output / "main_effects.png")
+
+
+def _baseline(plan: Plan, groups: Sequence[str]) -> str | None:
+    return plan.baseline if plan.baseline in groups else None

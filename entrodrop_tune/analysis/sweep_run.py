@@ -1,0 +1,112 @@
+"""Run a sweep's trials one after the other, each by ``tune run`` in a process and a folder of its own; resumable."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from entrodrop_tune.analysis.runs import is_run_folder
+from entrodrop_tune.analysis.sweep_plan import Plan, Trial
+
+DONE = ("finished", "stopped_early")
+EXIT_INTERRUPTED = 75
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a trial ended. ``seconds`` is None where an earlier call had finished it."""
+
+    trial: Trial
+    state: Literal["done", "failed", "interrupted", "not started"]
+    folder: str | None
+    seconds: float | None = None
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def run_sweep(
+    plan: Plan, todo: Sequence[Trial], output: Path, config: Path, report: Callable[[int, Trial, float], None]
+) -> list[Result]:
+    """Run what is not done yet; a failed trial does not stop the others, an interrupted one does.
+
+    A trial's folder is ``output/runs/NAME`` with its log beside it in ``output/logs``; a failed trial's folder is moved
+    to ``output/failed``, and it is tried again when the sweep is started again.
+
+    Args:
+        plan: gives the suite to evaluate on, if any.
+        todo: the trials, in order.
+        output: the sweep's folder.
+        config: the training config every trial starts from.
+        report: called before each trial with its number from 0, the trial, and the seconds an average trial took.
+    """
+    for name in ("runs", "logs", "failed"):
+        (output / name).mkdir(parents=True, exist_ok=True)
+    results: list[Result] = []
+    for number, trial in enumerate(todo):
+        times = [result.seconds for result in results if result.seconds is not None]
+        report(number, trial, sum(times) / len(times) if times else 0.0)
+        results.append(_run(trial, output, config))
+        if results[-1].state == "interrupted":
+            results += [Result(rest, "not started", None) for rest in todo[number + 1 :]]
+            break
+        if plan.evaluate and results[-1].state == "done":
+            _evaluate(plan, output / "runs" / trial.name, output)
+    return results
+
+
+def _run(trial: Trial, output: Path, config: Path) -> Result:
+    folder, log = output / "runs" / trial.name, output / "logs" / f"{trial.name}.log"
+    if _exit_state(folder) in DONE:
+        return Result(trial, "done", f"runs/{trial.name}")
+    command = [
+        *(sys.executable, "-m", "torchtune._cli.tune", "run", f"entrodrop_tune/recipes/{trial.recipe}"),
+        *("--config", str(config), f"output_dir={folder}", "resume=true", "checkpoint.keep_last=1", *trial.overrides),
+    ]
+    started = time.monotonic()
+    with log.open("a") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    seconds = time.monotonic() - started
+    if code == 0:
+        return Result(trial, "done", f"runs/{trial.name}", seconds)
+    if code == EXIT_INTERRUPTED:
+        return Result(
+            trial, "interrupted", f"runs/{trial.name}", seconds, "interrupted; start the sweep again to go on"
+        )
+    if folder.exists():
+        shutil.rmtree(output / "failed" / trial.name, ignore_errors=True)
+        folder.rename(output / "failed" / trial.name)
+    return Result(trial, "failed", None, seconds, f"exit code {code}: {_last_words(log)}")
+
+
+def _exit_state(folder: Path) -> str | None:
+    if not is_run_folder(folder):
+        return None
+    return json.loads((folder / "run.json").read_text()).get("exit")
+
+
+def _last_words(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error:")]
+    return (errors or lines or ["no output"])[-1][:500]
+
+
+def _evaluate(plan: Plan, folder: Path, output: Path) -> None:
+    """Evaluate the untouched model once and each run's best checkpoint; what exists is kept."""
+    base = json.loads((folder / "run.json").read_text())["config"]["model"]["path"]
+    for model, target in ((Path(base), output / "base_eval"), (folder / "best", folder / "eval")):
+        if (target / "eval.json").is_file():
+            continue
+        command = [
+            *(sys.executable, "-m", "entrodrop_tune.cli.main", "eval", str(model)),
+            *("--suite", str(plan.evaluate), "--output", str(target)),
+        ]
+        with (output / "logs" / f"{folder.name}-eval.log").open("a") as file:
+            subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False, env=os.environ)

@@ -1,0 +1,172 @@
+"""``entrodrop sweep``: many training runs, one table."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from entrodrop_tune.errors import UserError
+
+if TYPE_CHECKING:
+    from entrodrop_tune.analysis.sweep_plan import Plan, Trial
+
+
+def sweep(
+    plan: Annotated[
+        Path | None, typer.Argument(help="Plan file (see studies/), or none with --config and --grid.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides for every run.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(help="One of the plan's sizes.")] = None,
+    config: Annotated[str | None, typer.Option(help="Training config, or a short name from `entrodrop ls`.")] = None,
+    recipe: Annotated[str, typer.Option(help="Recipe, with --config.")] = "lora_finetune",
+    grid: Annotated[list[str] | None, typer.Option(help="KEY=VALUE,VALUE,...; several make all combinations.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, joined by commas.")] = None,
+    evaluate: Annotated[str | None, typer.Option(help="Suite to evaluate each best checkpoint on.")] = None,
+    output: Annotated[Path, typer.Option(help="The sweep's folder.")] = Path("sweep"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would run.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead of a table.")] = False,
+) -> None:
+    """Train once for each combination of settings and seed, by `tune run`, and compare the results.
+
+    Started again, it goes on where it stopped; failed runs are kept apart and tried again. Writes sweep.json, sweep.md,
+    sweep.png and main_effects.png beside the runs.
+
+    Examples:
+
+        entrodrop sweep --config smollm2/135m_lora --grid entrodrop.select=none,entropy,random --seeds 0,1,2
+
+        entrodrop sweep --config my.yaml --grid entrodrop.drop_rate=0.2,0.5,0.8 --grid optimizer.lr=1e-4,1e-3 epochs=4
+
+        entrodrop sweep studies/curriculum.yaml --size minutes --output runs/curriculum
+    """
+    import json
+
+    from entrodrop_tune.analysis.sweep_plan import trials
+    from entrodrop_tune.analysis.sweep_report import build_sweep_report, write_sweep_report
+    from entrodrop_tune.analysis.sweep_run import run_sweep
+    from entrodrop_tune.cli.catalog import configs, find
+
+    # With --config there is no plan file, so the first positional argument is an override.
+    if plan is not None and "=" in str(plan):
+        plan, overrides = None, [str(plan), *(overrides or [])]
+    chosen = _plan(plan, size, config, recipe, grid or [], seeds, evaluate, overrides or [])
+    todo = trials(chosen)
+    file = find(chosen.config, configs(), "config")
+    _check(file, todo)
+    if dry_run:
+        for trial in todo:
+            print(trial.name, *trial.overrides)
+        return
+    results = run_sweep(chosen, todo, output, file.resolve(), _progress(len(todo)))
+    report, runs = build_sweep_report(chosen, results, output)
+    groups = [result.trial.group for result in results if result.state == "done"]
+    write_sweep_report(report, chosen, runs, output, groups)
+    if as_json:
+        print(json.dumps(report))
+    else:
+        _print(report, output)
+    if report["failed"] or report["unfinished"]:
+        raise typer.Exit(1)
+
+
+def _plan(
+    path: Path | None,
+    size: str | None,
+    config: str | None,
+    recipe: str,
+    grid: list[str],
+    seeds: str | None,
+    evaluate: str | None,
+    overrides: list[str],
+) -> "Plan":
+    from entrodrop_tune.analysis.sweep_plan import Plan, parse_grid, read_plan
+
+    if (path is None) == (config is None):
+        raise UserError("give either a plan file or --config with --grid.")
+    if path is not None:
+        plan = read_plan(path).sized(size)
+    elif size is not None:
+        raise UserError("--size needs a plan file: sizes are written there.")
+    else:
+        plan = Plan(title=f"Sweep of {config}", config=str(config), recipe=recipe)
+    update: dict[str, Any] = {"grid": {**plan.grid, **parse_grid(grid)}}
+    update["overrides"] = {
+        **plan.overrides,
+        **{key: values[0] for key, values in parse_grid(_quoted(overrides)).items()},
+    }
+    if seeds is not None:
+        update["seeds"] = _seeds(seeds)
+    if evaluate is not None:
+        update["evaluate"] = evaluate
+    return plan.model_copy(update=update)
+
+
+def _quoted(overrides: list[str]) -> list[str]:
+    """Each override as a grid item of one value."""
+    return [f"{key}=[{value}]" for key, _, value in (item.partition("=") for item in overrides)]
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f'--seeds "{text}": write whole numbers joined by commas, for example 0,1,2.') from None
+
+
+def _check(config: Path, todo: "list[Trial]") -> None:
+    """Refuse a mistake in any trial's config before the first one starts."""
+    from entrodrop_tune.training.launch import load_config
+
+    for trial in todo:
+        load_config(config, ["output_dir=unused", *trial.overrides])
+
+
+def _progress(total: int) -> Any:
+    import sys
+
+    def report(number: int, trial: "Trial", average: float) -> None:
+        left = f", about {average * (total - number) / 60:.0f} min left" if average else ""
+        print(f"[{number + 1}/{total}] {trial.name}{left}", file=sys.stderr, flush=True)
+
+    return report
+
+
+def _print(report: dict[str, Any], output: Path) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from entrodrop_tune.analysis.pages import interval
+
+    console = Console()
+    if report["comparison"]:
+        retention = {row["group"]: row for row in report["retention"]}
+        table = Table(title=report["title"], title_justify="left", box=box.SIMPLE_HEAD)
+        table.add_column("group", overflow="fold")
+        for name in (
+            "seeds",
+            "best NLL",
+            "at epoch",
+            "final − best",
+            "useful epochs",
+            *(["retention"] if retention else []),
+        ):
+            table.add_column(name, justify="right")
+        for group in report["comparison"]["groups"]:
+            means = group["means"]
+            cells = [interval(means["best_nll"]), interval(means["best_epoch"], 1), interval(means["degradation"])]
+            cells.append(("≥ " if group["censored"] else "") + interval(means["effective_epochs"], 1))
+            if retention:
+                cells.append(interval(retention[group["name"]]) if group["name"] in retention else "–")
+            table.add_row(Text(group["name"]), str(len(group["runs"])), *cells)
+        console.print(table)
+        for sentence in report["comparison"]["verdicts"]:
+            console.print(sentence, markup=False, highlight=False)
+    for item in report["failed"]:
+        console.print(f"failed: {item['name']}: {item['error']}", markup=False, highlight=False, style="red")
+    if report["unfinished"]:
+        console.print(f"{len(report['unfinished'])} runs to do: start the same command again.", style="yellow")
+    console.print(str(output / "sweep.md"), markup=False, highlight=False)
