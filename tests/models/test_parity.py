@@ -4,17 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoModelForCausalLM
 
 from entrodrop_tune.models import (
     AdapterConfig,
@@ -27,91 +17,13 @@ from entrodrop_tune.models import (
     save_hf,
     save_merged,
 )
-from tests.tiny import tiny_tokenizer
-
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}
-FAMILIES = {
-    "smollm2": (LlamaConfig, LlamaForCausalLM, {"tie_word_embeddings": True}),
-    "llama2-mha-untied": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {"num_key_value_heads": 4, "tie_word_embeddings": False},
-    ),
-    "llama3.1-rope": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": False},
-    ),
-    "llama3.2-rope-tied": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {"rope_parameters": LLAMA3_ROPE, "tie_word_embeddings": True},
-    ),
-    "llama-biases": (LlamaConfig, LlamaForCausalLM, {"attention_bias": True, "mlp_bias": True}),
-    "llama-linear-rope": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
-    ),
-    "llama-dynamic-rope": (
-        LlamaConfig,
-        LlamaForCausalLM,
-        {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}},
-    ),
-    "qwen2.5-tied": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": True}),
-    "qwen2.5-untied": (Qwen2Config, Qwen2ForCausalLM, {"tie_word_embeddings": False}),
-    "qwen2.5-yarn": (
-        Qwen2Config,
-        Qwen2ForCausalLM,
-        {
-            "rope_parameters": {
-                "rope_type": "yarn",
-                "factor": 4.0,
-                "rope_theta": 10000.0,
-                "original_max_position_embeddings": 32,
-            }
-        },
-    ),
-    "qwen3-tied": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16, "tie_word_embeddings": True}),
-    "qwen3-untied-mqa": (
-        Qwen3Config,
-        Qwen3ForCausalLM,
-        {"head_dim": 16, "num_key_value_heads": 1, "tie_word_embeddings": False},
-    ),
-    "mistral-window": (MistralConfig, MistralForCausalLM, {"sliding_window": 128}),
-}
+from tests.models.families import FAMILIES, family_dir
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=str)
 def family(request, tmp_path_factory):
     """A random model of one family with every parameter away from its initial value, as a directory."""
-    config_class, model_class, options = FAMILIES[request.param]
-    tokenizer = tiny_tokenizer()
-    sizes = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-    }
-    torch.manual_seed(0)
-    model = model_class(config_class(**{**sizes, **options}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))  # norms and biases would hide mistakes at 1 and 0
-    path = tmp_path_factory.mktemp("family") / request.param
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    return family_dir(request.param, tmp_path_factory.mktemp("family") / request.param)
 
 
 def _tokens(length: int = 100) -> torch.Tensor:
