@@ -66,8 +66,7 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
     tokenizer = load_tokenizer(config.model.path)
     data = load_data(config.data, tokenizer, progress=world.is_main)
     padding = pad_id(tokenizer)
-    global_batch = config.batch_size * config.gradient_accumulation_steps * world.size
-    schedule = BatchSchedule(data, config.seed, config.epochs, global_batch)
+    schedule = BatchSchedule(data, config.seed, config.epochs, config.global_batch(world.size))
 
     torch.manual_seed(config.seed)
     decoder = build_decoder(config, world, weights_from)

@@ -165,6 +165,10 @@ class RunConfig(Section):
     metric_logger: Component | None = None
     """A torchtune metric logger beside ``metrics.jsonl``, for example TensorBoard or W&B."""
 
+    def global_batch(self, processes: int) -> int:
+        """Sequences an optimizer step, over all microbatches and processes."""
+        return self.batch_size * self.gradient_accumulation_steps * processes
+
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
         if self.enable_activation_offloading and self.device in ("cpu", "mps"):

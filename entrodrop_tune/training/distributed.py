@@ -66,6 +66,7 @@ def world(device_name: str) -> Iterator[World]:
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
+        dist.barrier()  # nobody tears the group down while another still uses it
     finally:
         dist.destroy_process_group()
 
@@ -82,13 +83,12 @@ def shard(model: nn.Module, world: World, mixed_precision: bool) -> None:
         if mixed_precision
         else MixedPrecisionPolicy()
     )
-    for module in list(model.modules()):
-        if isinstance(module, TransformerSelfAttentionLayer):
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
-    # Gradients are summed, not averaged: the engine divides by the global count. gloo knows no pre-multiplied sum.
-    model.set_gradient_divide_factor(1.0)
-    model.set_force_sum_reduction_for_comms(True)
+    layers = [module for module in model.modules() if isinstance(module, TransformerSelfAttentionLayer)]
+    for module in (*layers, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy)
+        # Gradients are summed, not averaged: the engine divides by the global count. gloo knows no pre-multiplied sum.
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
 
 
 def all_reduce_sum(values: torch.Tensor, world: World) -> torch.Tensor:

@@ -95,14 +95,16 @@ class Engine:
                     return INTERRUPTED
         return FINISHED
 
-    def resume_from(self, step: int) -> None:
-        """Restore checkpoint ``step`` and forget what was written after it."""
-        self.run.state.restore(self.store.path(step))
-        self.progress = self.run.state.progress
+    def go_on_from(self, step: int | None) -> None:
+        """Restore checkpoint ``step`` (None: nothing was saved yet) and forget what was written after it."""
+        if step is not None:
+            self.run.state.restore(self.store.path(step))
+            self.progress = self.run.state.progress
         if self.world.is_main:
-            self.store.forget_after(step)
-            self.metrics.truncate_after(step)
-            self.validations.truncate_after(step)
+            written_before = -1 if step is None else step
+            self.store.forget_after(written_before)
+            self.metrics.truncate_after(written_before)
+            self.validations.truncate_after(written_before)
         barrier(self.world)
 
     def summary(self) -> dict[str, Any]:

@@ -26,8 +26,18 @@ from entrodrop_tune.training.journal import RunRecord, machine, now, versions
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 75
 
-# What may differ between a run and its continuation without changing what is computed.
-FREE_TO_CHANGE = {"output_dir", "resume", "device", "metric_logger", "max_steps", "checkpoint"}
+# What may differ between a run and its continuation without changing what is computed. Microbatch size, accumulation
+# and the number of processes may change together, as long as their product does not.
+FREE_TO_CHANGE = {
+    "output_dir",
+    "resume",
+    "device",
+    "metric_logger",
+    "max_steps",
+    "checkpoint",
+    "batch_size",
+    "gradient_accumulation_steps",
+}
 
 
 def load_config(path: Path | str, overrides: list[str]) -> RunConfig:
@@ -71,17 +81,18 @@ def run_training(recipe: str, config: RunConfig) -> int:
     with world(config.device) as here, _lock(config.output_dir, here):
         record = RunRecord(config.output_dir)
         store = CheckpointStore(config.output_dir)
-        resume_step = broadcast_object(_resume_step(config, record, store) if here.is_main else None, here)
+        resume_step = broadcast_object(_resume_step(config, record, store, here) if here.is_main else None, here)
         if isinstance(resume_step, UserError):
             raise resume_step
         if resume_step == "done":
             print(f"{config.output_dir} holds a finished run; nothing to do.")
             return 0
         full = config.adapter is None
-        run = build(config, here, weights_from=str(store.path(resume_step)) if resume_step and full else None)
+        run = build(
+            config, here, weights_from=str(store.path(resume_step)) if resume_step is not None and full else None
+        )
         engine = Engine(run, store, record)
-        if resume_step:
-            engine.resume_from(resume_step)
+        engine.go_on_from(resume_step)
         if here.is_main:
             record.update(**_opening(recipe, config, run, here, resumed_from=resume_step))
         return _train(engine, record, here)
@@ -113,7 +124,9 @@ def _closing_line(engine: Engine, exit_state: str) -> str:
     return line
 
 
-def _resume_step(config: RunConfig, record: RunRecord, store: CheckpointStore) -> int | str | UserError | None:
+def _resume_step(
+    config: RunConfig, record: RunRecord, store: CheckpointStore, here: World
+) -> int | str | UserError | None:
     """The step to go on from, ``"done"``, None for a fresh start, or why neither is possible."""
     try:
         if not record.load():
@@ -123,7 +136,7 @@ def _resume_step(config: RunConfig, record: RunRecord, store: CheckpointStore) -
                 f"output_dir {config.output_dir} already holds a run: add resume=true to continue it,"
                 " or choose another output_dir."
             )
-        _refuse_other_settings(config, record)
+        _refuse_other_settings(config, record, here)
         asked_for_more = record.content["config"]["max_steps"] != config.max_steps
         if record.content.get("exit") in (FINISHED, STOPPED_EARLY) and not asked_for_more:
             return "done"
@@ -132,13 +145,19 @@ def _resume_step(config: RunConfig, record: RunRecord, store: CheckpointStore) -
         return error
 
 
-def _refuse_other_settings(config: RunConfig, record: RunRecord) -> None:
+def _refuse_other_settings(config: RunConfig, record: RunRecord, here: World) -> None:
     then, today = record.content.get("config", {}), config.model_dump(mode="json", by_alias=True)
     changed = [key for key in today if key not in FREE_TO_CHANGE and then.get(key) != today[key]]
     if changed:
         details = "; ".join(f'"{key}" was {then.get(key)!r}, is now {today[key]!r}' for key in changed)
         raise UserError(
             f"cannot resume {config.output_dir} with other settings: {details}. Restore them, or start anew."
+        )
+    batch = config.global_batch(here.size)
+    if batch != record.content["global_batch"]:
+        raise UserError(
+            f"cannot resume {config.output_dir}: it ran with a global batch of {record.content['global_batch']} rows,"
+            f" this launch has {batch} (batch_size * gradient_accumulation_steps * processes)."
         )
 
 
@@ -150,6 +169,7 @@ def _opening(recipe: str, config: RunConfig, run: Any, here: World, resumed_from
         "versions": versions(),
         "machine": machine(here.device),
         "world_size": here.size,
+        "global_batch": run.schedule.global_batch,
         "data": run.data.report.to_dict(),
         "parameters": run.parameters(),
         "steps_per_epoch": run.schedule.epoch_ends[0],

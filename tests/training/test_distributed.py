@@ -1,0 +1,31 @@
+"""Two processes on CPU (gloo, FSDP2) give the masks and losses of one."""
+
+import pytest
+
+from entrodrop_tune.training.launch import load_config, run_training
+from tests.training.runs import ADAPTER, TINY, lines, overrides, tune
+
+CASES = {"full": ("full_finetune", []), "lora": ("lora_finetune", ADAPTER)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", ["loss", "both"])
+@pytest.mark.parametrize("case", CASES)
+def test_one_and_two_processes_agree(case, site, lively_model, tiny_data, tmp_path):
+    recipe, more = CASES[case]
+    # 12 rows in global batches of 8: the last batch of an epoch leaves the second process without rows of its own.
+    more = [*more, "epochs=3", f"entrodrop.site={site}", "entrodrop.drop_rate=0.7", "batch_size=4"]
+    # AdamW's first steps move every weight by the sign of its gradient, rounding noise included; eps keeps noise small.
+    more += ["optimizer.lr=0.001", "optimizer.eps=0.001"]
+    settings = overrides(lively_model, tiny_data, tmp_path / "one", *more, "gradient_accumulation_steps=2")
+    assert run_training(recipe, load_config(TINY, settings)) == 0
+    done = tune(recipe, *overrides(lively_model, tiny_data, tmp_path / "two", *more), processes=2)
+    assert done.returncode == 0, done.stderr
+    one, two = (lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    assert [row["kept_fraction"] for row in one] == [row["kept_fraction"] for row in two]
+    assert [row["threshold"] for row in one[1:]] == pytest.approx([row["threshold"] for row in two[1:]], rel=1e-5)
+    assert min(row["kept_fraction"] for row in one) < 0.9
+    for key in ("grad_norm", "loss", "nll_all"):
+        assert [row[key] for row in one] == pytest.approx([row[key] for row in two], rel=1e-5), key
+    one, two = (lines(tmp_path / name / "validation.jsonl") for name in ("one", "two"))
+    assert [row["nll"] for row in one] == pytest.approx([row["nll"] for row in two], rel=1e-5)
