@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 # Further arguments for pip, for example the index of PyTorch's CPU builds, which spares a machine without a GPU
 # about 3 GB of CUDA libraries.
 PIP_ARGS ?=
-DEMO ?= demo
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
@@ -26,7 +25,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup  ## evaluate SmolLM2, fine-tune it with EntroDrop, evaluate again, write the report: about 10 minutes
-	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) --no-print-directory -f demo.mk DEMO=$(DEMO)
+	PATH="$(abspath $(BIN)):$$PATH" $(MAKE) --no-print-directory -f demo.mk
 
 lint: setup  ## style, types, and the direction of imports
 	$(BIN)/ruff check .
@@ -41,4 +40,4 @@ test-fast: setup  ## unit tests only
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
 clean:  ## remove what the demo made
-	rm -rf $(DEMO)
+	rm -rf demo

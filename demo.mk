@@ -1,29 +1,25 @@
 # The demo, step by step: each file is made once, so a second run starts where the first one stopped.
-# These are the commands a user types; only the paths would differ.
-DEMO ?= demo
-
+# These are the commands a user types.
 .PHONY: report
-report: $(DEMO)/report/report.html
-	@cat $(DEMO)/report/report.md
-	@echo "\nReport: $(DEMO)/report/report.html   Curves: $(DEMO)/report/curves.png   Numbers: $(DEMO)/report/report.json"
+report: demo/report/report.html
+	@cat demo/report/report.md
+	@echo "\nReport: demo/report/report.html   Curves: demo/report/curves.png   Numbers: demo/report/report.json"
 
-$(DEMO)/model/config.json:
-	entrodrop prepare smollm2 --output $(DEMO)/model
+demo/model/config.json:
+	entrodrop prepare smollm2 --output demo/model
 
-$(DEMO)/data/train.jsonl:
-	entrodrop prepare gsm8k --output $(DEMO)/data
+demo/data/train.jsonl:
+	entrodrop prepare gsm8k --output demo/data
 
-$(DEMO)/eval/base/eval.json: | $(DEMO)/model/config.json
-	entrodrop eval $(DEMO)/model --suite quick --allow-code-execution --output $(DEMO)/eval/base
+demo/eval/base/eval.json: | demo/model/config.json
+	entrodrop eval demo/model --suite quick --allow-code-execution --output demo/eval/base
 
-$(DEMO)/run/.finished: | $(DEMO)/model/config.json $(DEMO)/data/train.jsonl $(DEMO)/eval/base/eval.json
-	tune run entrodrop_tune/recipes/lora_finetune --config entrodrop_tune/configs/demo.yaml \
-	  output_dir=$(DEMO)/run model.path=$(DEMO)/model \
-	  data.train=$(DEMO)/data/train.jsonl data.validation=$(DEMO)/data/validation.jsonl resume=true
+demo/run/.finished: | demo/model/config.json demo/data/train.jsonl demo/eval/base/eval.json
+	tune run entrodrop_tune/recipes/lora_finetune --config entrodrop_tune/configs/demo.yaml resume=true
 	touch $@
 
-$(DEMO)/eval/tuned/eval.json: | $(DEMO)/run/.finished
-	entrodrop eval $(DEMO)/run/best --suite quick --allow-code-execution --output $(DEMO)/eval/tuned
+demo/eval/tuned/eval.json: | demo/run/.finished
+	entrodrop eval demo/run/best --suite quick --allow-code-execution --output demo/eval/tuned
 
-$(DEMO)/report/report.html: $(DEMO)/eval/base/eval.json $(DEMO)/eval/tuned/eval.json
-	entrodrop report $(DEMO)/run --base $(DEMO)/eval/base --tuned $(DEMO)/eval/tuned --output $(DEMO)/report
+demo/report/report.html: demo/eval/base/eval.json demo/eval/tuned/eval.json
+	entrodrop report demo/run --base demo/eval/base --tuned demo/eval/tuned --output demo/report

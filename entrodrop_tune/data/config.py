@@ -56,6 +56,9 @@ class Source(Section):
     weight: Annotated[float, Field(gt=0.0)] = 1.0
     """How often each row is seen per epoch: 0.5 takes another half each epoch, 2 shows every row twice."""
 
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Only the first so many rows."""
+
     subset: str | None = None
     """Configuration name of a Hugging Face data set."""
 

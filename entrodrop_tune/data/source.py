@@ -44,6 +44,7 @@ def load_source(
 def _key(table: Table, source: Source, config: DataConfig, tokenizer: Any) -> dict[str, Any]:
     return {
         "content": table.fingerprint,
+        "limit": source.limit,
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "columns": (source.columns or config.columns).model_dump(),
         "template": (source.template or config.template).model_dump(),
@@ -59,7 +60,7 @@ def _tokenise(
     samples: list[Sample] = []
     rows = tqdm(
         _conversations(table, source, config, report),
-        total=table.count,
+        total=source.limit or table.count,
         desc=f"Tokenising {table.name}",
         unit="row",
         disable=not progress,
@@ -92,7 +93,7 @@ def _conversations(
         _count_bad(table, report)
         return
     columns = resolve_columns(source.columns or config.columns, template, present, table.name)
-    for number, row in table.rows():
+    for number, row in islice(table.rows(), source.limit):
         where = f"{table.name}:{number}" if table.unit == "line" else f"{table.name} row {number}"
         if row is None:
             report.blank += 1
