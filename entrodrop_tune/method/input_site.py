@@ -1,5 +1,6 @@
 """The input site: entropies remembered from the previous epoch, and the replacement of dropped input tokens."""
 
+import ctypes
 import hashlib
 import tempfile
 from collections.abc import Mapping
@@ -122,5 +123,6 @@ class EntropyCache:
 def _digest(*tensors: Tensor) -> Tensor:
     content = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
-        content.update(tensor.contiguous().view(torch.uint8).numpy())
+        flat = tensor.contiguous()
+        content.update(ctypes.string_at(flat.data_ptr(), flat.nbytes))
     return torch.frombuffer(bytearray(content.digest()), dtype=torch.uint8)

@@ -5,7 +5,7 @@ in products of ``[N, D] x [D, V]`` the work is ``1 + 2 * kept fraction`` (``1 + 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,6 @@ Select = Callable[[Tensor, Tensor, Tensor], Tensor]
 ``rows`` are row numbers of ``hidden``. A callable with an attribute ``top_k`` that is not None is given the entropy of
 the distribution renormalised over the ``top_k`` largest logits instead.
 """
-
-
-class HasTopK(Protocol):
-    top_k: int | None
 
 
 class LossOutput(NamedTuple):
@@ -83,7 +79,7 @@ def linear_cross_entropy(
         weight: ``[V, D]``, the output layer; may be in another dtype, tied to the embedding, or frozen.
         labels: ``[N]`` int64, already shifted; ``ignore_index`` marks rows that do not count and cost nothing.
         select: see :data:`Select`; called once a chunk, on valid rows only, never with gradients. None keeps all.
-        chunk_size: rows a chunk. The default keeps working memory below 1/8 of the logits' size.
+        chunk_size: rows a chunk. The default keeps them below 1/8 of the fp32 logits' size (64 to 512 rows).
         label_smoothing: share of the target spread over the vocabulary, as in ``F.cross_entropy``.
         z_loss: coefficient of ``logsumexp(logits) ** 2`` (PaLM, arXiv 2204.02311, section 5).
         with_accuracy: fill ``correct``.
@@ -153,10 +149,10 @@ class _Pass:
         self.hidden, self.labels, self.settings = hidden, labels, settings
         self.weight = weight.to(settings.dtype)
         self.rows = (labels != settings.ignore_index).nonzero().squeeze(1)
-        self.chunk = settings.chunk_size or _chunk_rows(self.rows.numel())
+        self.chunk = settings.chunk_size or _chunk_rows(self.rows.numel(), settings.dtype.itemsize)
         needed = settings.need_hidden or settings.need_weight
-        self.top_k = getattr(settings.select, "top_k", None)
-        self.tiles = TiledLogits(self.weight, min(self.chunk, self.rows.numel()), keep=needed, top_k=self.top_k)
+        top_k = getattr(settings.select, "top_k", None)
+        self.tiles = TiledLogits(self.weight, min(self.chunk, self.rows.numel()), keep=needed, top_k=top_k)
         wide = self.tiles.accumulator
         # fp16 underflows before the loss scale arrives in backward: its gradients stay in fp32 until then.
         narrow = wide if settings.dtype == torch.float16 else settings.dtype
@@ -185,7 +181,7 @@ class _Pass:
     def _select(self, statistics: RowStatistics, rows: Tensor) -> Tensor:
         if self.settings.select is None:
             return torch.ones_like(statistics.nll)
-        entropy = statistics.entropy if self.top_k is None else statistics.top_k_entropy
+        entropy = statistics.entropy if statistics.top_k_entropy is None else statistics.top_k_entropy
         chosen = self.settings.select(entropy, statistics.nll, rows)
         if chosen.shape != rows.shape or not (chosen.dtype == torch.bool or chosen.is_floating_point()):
             raise ValueError(
@@ -262,9 +258,11 @@ class _Pass:
         )
 
 
-def _chunk_rows(valid: int) -> int:
-    """Rows a chunk: an eighth of the logits less the tiles' scratch, within what matrix products run well with."""
-    return min(max(valid * 15 // 128 // 16 * 16, 64), 512)
+def _chunk_rows(valid: int, itemsize: int) -> int:
+    """Rows a chunk, balanced: an eighth of the fp32 logits less scratch, within what matrix products run well with."""
+    largest = min(max(valid * 4 // (9 * itemsize), 64), 512)
+    chunks = max(1, -(-valid // largest))
+    return max(1, -(-valid // chunks))
 
 
 def _check(

@@ -120,7 +120,7 @@ class TiledLogits:
             else:
                 target.addmm_(left, right)
             return
-        product = torch.mm(left, right, out=self._buffer("tile", *target.shape, self.dtype))
+        product = torch.mm(left, right, out=self._buffer("tile", target.shape[0], target.shape[1], self.dtype))
         if first:
             target.copy_(product)
         else:
@@ -131,13 +131,13 @@ class TiledLogits:
         logits = torch.mm(hidden, self.weight[start:stop].T, out=out)
         if self.dtype == self.accumulator:
             return logits
-        return self._buffer("wide", *logits.shape, self.accumulator).copy_(logits)
+        return self._buffer("wide", logits.shape[0], logits.shape[1], self.accumulator).copy_(logits)
 
     def _softmax(self, shifted: Tensor, tile: int) -> Tensor:
         if self._slots.numel() and self.dtype == self.accumulator:
             out = self._slot(tile, shifted.shape[0])
         else:
-            out = self._buffer("softmax", *shifted.shape, self.accumulator)
+            out = self._buffer("softmax", shifted.shape[0], shifted.shape[1], self.accumulator)
         return torch.softmax(shifted, 1, out=out)
 
     def _combine(
