@@ -61,7 +61,8 @@ def _verdict(domain: dict[str, Any]) -> str:
     setting = domain["setting"]
     said = (
         f"{domain['name']}: {setting['quantile']:.0%} of the tokens have under {setting['threshold_nats']:.3f} nats "
-        f"of entropy, and hold {setting['nll_share_below']:.1%} of the loss. At a drop rate of {setting['drop_rate']:.2f}, "
+        f"of entropy, and hold {setting['nll_share_below']:.1%} of the loss. "
+        f"At a drop rate of {setting['drop_rate']:.2f}, "
         f"{setting['expected_dropped_fraction']:.0%} of all tokens are dropped."
     )
     if "gradient" in domain:

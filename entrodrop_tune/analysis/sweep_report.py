@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from statsmodels.regression.linear_model import OLS
 
 from entrodrop_tune.analysis import pages
 from entrodrop_tune.analysis.compare_output import draw_differences, draw_group_curves
-from entrodrop_tune.analysis.compare_runs import METRICS, Mean, RunComparison, compare_runs, mean
+from entrodrop_tune.analysis.compare_runs import METRICS, RunComparison, compare_runs, mean
 from entrodrop_tune.analysis.runs import Run, jsonable, load_run
 from entrodrop_tune.analysis.style import house_style, save_png, series_style
 from entrodrop_tune.analysis.summary import summarize
@@ -56,29 +58,43 @@ def _compare(plan: Plan, runs: Sequence[Run], trials: Sequence[Trial]) -> RunCom
 
 
 def main_effects(plan: Plan, runs: Sequence[Run], trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """For each thing the plan varies: the mean of the plan's metric at each level, over everything else."""
-    rows = [
-        {
-            "arm": trial.arm,
-            **{key: str(trial.settings[key]) for key in plan.grid},
-            "value": summarize(run).as_dict()[plan.metric],
-        }
-        for run, trial in zip(runs, trials, strict=True)
-    ]
-    if not rows:
-        return []
-    table = pd.DataFrame(rows)
-    table["value"] = table["value"].astype(float)
+    """For each thing the plan varies: the plan's metric at each level, adjusted for the other factors and the seed.
+
+    An additive linear model (least squares); with a full grid the level's value is its plain mean, and the 95 %
+    interval leaves out what the other factors and the seeds explain.
+    """
     factors = [*(["arm"] if len(plan.arms) > 1 else []), *(key for key, values in plan.grid.items() if len(values) > 1)]
+    table = pd.DataFrame(
+        [{"arm": trial.arm, **trial.settings, "seed": trial.seed, "run": i} for i, trial in enumerate(trials)]
+    )
+    values = pd.Series([summarize(run).as_dict()[plan.metric] for run in runs], dtype=float)
+    known = values.notna()
+    if not known.any():
+        return []
+    blocks = [*factors, *(["seed"] if len(plan.seeds) > 1 else [])]
+    dummies = {name: pd.get_dummies(table[name].astype(str)[known], drop_first=True, dtype=float) for name in blocks}
+    design = pd.concat(
+        [pd.Series(1.0, index=values[known].index, name="all"), *dummies.values()], axis=1, keys=["", *blocks]
+    )
+    fit = OLS(values[known], design).fit()
     return [
-        {"factor": factor, "levels": [_level(name, part) for name, part in table.groupby(factor, sort=False)]}
+        {"factor": factor, "levels": _levels(fit, design, table[factor].astype(str)[known], factor)}
         for factor in factors
     ]
 
 
-def _level(name: Any, part: pd.DataFrame) -> dict[str, Any]:
-    value: Mean = mean(part["value"])
-    return {"level": str(name), "value": value.value, "half_width": value.half_width, "n": value.n}
+def _levels(fit: Any, design: pd.DataFrame, column: pd.Series, factor: str) -> list[dict[str, Any]]:
+    levels = []
+    for level in dict.fromkeys(column):
+        row = design.mean()
+        if factor in design.columns.get_level_values(0):
+            row.loc[factor] = (design[factor].columns == level).astype(float)
+        test = fit.t_test(row.to_numpy())
+        value, half = float(np.ravel(test.effect)[0]), None
+        if fit.df_resid > 0:
+            half = float(np.ravel(test.conf_int())[1]) - value
+        levels.append({"level": level, "value": value, "half_width": half, "n": int((column == level).sum())})
+    return levels
 
 
 def _retention(output: Path, runs: Sequence[Run], trials: Sequence[Trial]) -> list[dict[str, Any]]:

@@ -1,7 +1,6 @@
 """Run a sweep's trials one after the other, each by ``tune run`` in a process and a folder of its own; resumable."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -71,12 +70,11 @@ def _run(trial: Trial, output: Path, config: Path) -> Result:
         *("--config", str(config), f"output_dir={folder}", "resume=true", "checkpoint.keep_last=1", *trial.overrides),
     ]
     started = time.monotonic()
-    with log.open("a") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    code, stopped = _call(command, log)
     seconds = time.monotonic() - started
-    if code == 0:
+    if code == 0 and not stopped:
         return Result(trial, "done", f"runs/{trial.name}", seconds)
-    if code == EXIT_INTERRUPTED:
+    if stopped or code == EXIT_INTERRUPTED:
         return Result(
             trial, "interrupted", f"runs/{trial.name}", seconds, "interrupted; start the sweep again to go on"
         )
@@ -84,6 +82,21 @@ def _run(trial: Trial, output: Path, config: Path) -> Result:
         shutil.rmtree(output / "failed" / trial.name, ignore_errors=True)
         folder.rename(output / "failed" / trial.name)
     return Result(trial, "failed", None, seconds, f"exit code {code}: {_last_words(log)}")
+
+
+def _call(command: Sequence[str], log: Path) -> tuple[int, bool]:
+    """Run ``command`` with its output appended to ``log``; returns its exit code and whether we were interrupted.
+
+    An interrupt is passed on once, as SIGTERM, and the process is given the time it takes to save.
+    """
+    with log.open("a") as file:
+        # A session of its own keeps the terminal's Ctrl-C from reaching it twice.
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            return process.wait(), False
+        except KeyboardInterrupt:
+            process.terminate()
+            return process.wait(), True
 
 
 def _exit_state(folder: Path) -> str | None:
@@ -108,5 +121,6 @@ def _evaluate(plan: Plan, folder: Path, output: Path) -> None:
             *(sys.executable, "-m", "entrodrop_tune.cli.main", "eval", str(model)),
             *("--suite", str(plan.evaluate), "--output", str(target)),
         ]
-        with (output / "logs" / f"{folder.name}-eval.log").open("a") as file:
-            subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False, env=os.environ)
+        _, stopped = _call(command, output / "logs" / f"{folder.name}-eval.log")
+        if stopped:
+            raise KeyboardInterrupt

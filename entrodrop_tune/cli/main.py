@@ -20,6 +20,7 @@ from entrodrop_tune.cli.ls import ls
 from entrodrop_tune.cli.prepare import prepare
 from entrodrop_tune.cli.report import report
 from entrodrop_tune.cli.run import run
+from entrodrop_tune.cli.sweep import sweep
 from entrodrop_tune.errors import UserError
 
 app = typer.Typer(
@@ -56,6 +57,7 @@ app.command(context_settings={"ignore_unknown_options": True})(run)
 app.command("eval", epilog=EVAL_EXAMPLES)(evaluate_model)
 app.command(epilog=COMPARE_EXAMPLES)(compare)
 app.command()(entropy)
+app.command()(sweep)
 app.command()(report)
 
 

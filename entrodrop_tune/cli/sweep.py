@@ -42,6 +42,7 @@ def sweep(
         entrodrop sweep studies/curriculum.yaml --size minutes --output runs/curriculum
     """
     import json
+    import signal
 
     from entrodrop_tune.analysis.sweep_plan import trials
     from entrodrop_tune.analysis.sweep_report import build_sweep_report, write_sweep_report
@@ -59,6 +60,7 @@ def sweep(
         for trial in todo:
             print(trial.name, *trial.overrides)
         return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run in progress saves first
     results = run_sweep(chosen, todo, output, file.resolve(), _progress(len(todo)))
     report, runs = build_sweep_report(chosen, results, output)
     groups = [result.trial.group for result in results if result.state == "done"]
@@ -126,8 +128,10 @@ def _check(config: Path, todo: "list[Trial]") -> None:
 def _progress(total: int) -> Any:
     import sys
 
+    from entrodrop_tune.analysis.pages import duration
+
     def report(number: int, trial: "Trial", average: float) -> None:
-        left = f", about {average * (total - number) / 60:.0f} min left" if average else ""
+        left = f", about {duration(average * (total - number))} left" if average else ""
         print(f"[{number + 1}/{total}] {trial.name}{left}", file=sys.stderr, flush=True)
 
     return report

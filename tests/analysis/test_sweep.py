@@ -1,0 +1,182 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from entrodrop_tune.analysis.runs import load_runs
+from entrodrop_tune.analysis.sweep_plan import Plan, parse_grid, read_plan, trials
+from entrodrop_tune.analysis.sweep_report import build_sweep_report, main_effects, write_sweep_report
+from entrodrop_tune.analysis.sweep_run import Result
+from entrodrop_tune.cli.main import app
+from entrodrop_tune.config import load_mapping
+from entrodrop_tune.errors import UserError
+from tests.analysis.synthetic import make_run
+
+PLAN = Plan(
+    title="a question",
+    config="tiny",
+    arms={"plain": {"entrodrop.select": "none"}, "ease": {"entrodrop.preset": "ease"}},
+    grid={"optimizer.lr": (0.001, 0.003)},
+    seeds=(0, 1),
+)
+
+
+def test_trials_are_all_combinations_and_every_arm_has_a_seed_before_any_has_two():
+    found = trials(PLAN)
+    assert len(found) == 8 and len({trial.name for trial in found}) == 8
+    assert [trial.seed for trial in found] == [0] * 4 + [1] * 4
+    assert found[0].group == "plain, lr=0.001" and found[0].name == "plain_lr=0.001-seed0"
+    assert found[0].overrides == ("entrodrop.select=none", "optimizer.lr=0.001", "seed=0")
+
+
+def test_an_arm_may_choose_its_recipe_and_remove_a_section():
+    plan = PLAN.model_copy(update={"arms": {"full": {"recipe": "full_finetune", "~adapter": None}}, "grid": {}})
+    trial = trials(plan)[0]
+    assert trial.recipe == "full_finetune" and "~adapter" in trial.overrides
+
+
+@pytest.mark.parametrize(
+    "value", [0.5, 1e-4, True, None, "random", [1, 2], {"quantile": 0.5}, {"shape": "linear", "start": 0.8, "end": 0}]
+)
+def test_what_a_plan_says_is_what_the_config_becomes(tmp_path, value):
+    (tmp_path / "base.yaml").write_text("key: old\n")
+    plan = PLAN.model_copy(update={"arms": {"one": {"key": value}}, "grid": {}, "seeds": (3,)})
+    mapping = load_mapping(tmp_path / "base.yaml", list(trials(plan)[0].overrides))
+    assert mapping == {"key": value, "seed": 3}
+
+
+def test_grid_text():
+    assert parse_grid(["a.b=1,2.5", "c=x,y", "lr=1e-4,1e-3", "d=[[1,2],[3]]", "e=true"]) == {
+        "a.b": (1, 2.5), "c": ("x", "y"), "lr": (1e-4, 1e-3), "d": ([1, 2], [3]), "e": (True,),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("item", ["a", "=1", "a="])
+def test_bad_grid_text_is_refused(item):
+    with pytest.raises(UserError, match="write key=value"):
+        parse_grid([item])
+
+
+def test_sizes_override_and_mistakes_are_named(tmp_path):
+    (tmp_path / "plan.yaml").write_text(
+        "title: t\nconfig: c.yaml\narms: {a: {x: 1}, b: {x: 2}}\nseeds: [0, 1]\noverrides: {epochs: 8, y: 1}\n"
+        "sizes: {small: {seeds: [7], overrides: {epochs: 2}, arms: [b]}, wrong: {arms: [c]}}\n"
+    )
+    (tmp_path / "c.yaml").write_text("x: 0\n")
+    plan = read_plan(tmp_path / "plan.yaml")
+    small = plan.sized("small")
+    assert plan.config == str(tmp_path / "c.yaml")
+    assert (small.seeds, small.overrides, list(small.arms)) == ((7,), {"epochs": 2, "y": 1}, ["b"])
+    with pytest.raises(UserError, match=r'no size "smal".* Did you mean "small"'):
+        plan.sized("smal")
+    with pytest.raises(UserError, match='names the arm "c"'):
+        plan.sized("wrong")
+
+
+def test_a_misspelt_plan_key_is_refused(tmp_path):
+    (tmp_path / "plan.yaml").write_text("title: t\nconfig: c\nseed: [0]\n")
+    with pytest.raises(UserError, match=r'unknown key "seed".* Did you mean "seeds"'):
+        read_plan(tmp_path / "plan.yaml")
+
+
+def finished(folder, plan, best):
+    """Results and runs as if the sweep had run; ``best(trial)`` is a trial's best validation NLL."""
+    results = []
+    for trial in trials(plan):
+        config = {"seed": trial.seed, **trial.settings}
+        make_run(folder / "runs" / trial.name, seed=trial.seed, best=best(trial), noise=0.0, config=config)
+        results.append(Result(trial, "done", f"runs/{trial.name}", 1.0))
+    return results
+
+
+def test_main_effects_are_the_marginal_means_and_leave_out_what_other_factors_explain(tmp_path):
+    def best(trial):
+        slow = trial.settings["optimizer.lr"] == 0.001
+        return 0.8 + 0.05 * (trial.arm == "ease") + 0.2 * slow + 0.01 * trial.seed
+
+    results = finished(tmp_path, PLAN, best)
+    runs = load_runs([tmp_path / "runs" / result.trial.name for result in results])
+    arm, lr = main_effects(PLAN, runs, [result.trial for result in results])
+    nll = np.array([run.validation["nll"].min() for run in runs])
+    arms = np.array([result.trial.arm for result in results])
+    assert (arm["factor"], lr["factor"]) == ("arm", "optimizer.lr")
+    for level in arm["levels"]:
+        assert level["value"] == pytest.approx(nll[arms == level["level"]].mean())
+        # All is explained by arm, learning rate and seed, up to what the curve's shape adds.
+        assert level["half_width"] < 0.01
+
+
+def test_failures_are_kept_apart(tmp_path):
+    results = finished(tmp_path, PLAN, lambda trial: 0.9)
+    results[-1] = Result(results[-1].trial, "failed", None, 2.0, "exit code 1: out of memory")
+    report, runs = build_sweep_report(PLAN, results, tmp_path)
+    groups = [result.trial.group for result in results if result.state == "done"]
+    write_sweep_report(report, PLAN, runs, tmp_path, groups)
+    assert len(runs) == 7 and report["failed"][0]["error"] == "exit code 1: out of memory"
+    text = (tmp_path / "sweep.md").read_text()
+    assert "7 of 8 runs done, 1 failed" in text and "out of memory" in text
+    assert json.loads((tmp_path / "sweep.json").read_text()) == report
+    assert (tmp_path / "main_effects.png").exists() and (tmp_path / "sweep.png").exists()
+
+
+def test_a_mistake_in_any_trial_is_refused_before_the_first_starts(tmp_path):
+    arguments = [
+        "sweep",
+        "--config",
+        "tiny",
+        "--grid",
+        "entrodrop.select=none,entropi",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(UserError, match="entropi"):
+        CliRunner().invoke(app, [*arguments, *paths("m", "d")], catch_exceptions=False)
+    assert not (tmp_path / "out").exists()
+
+
+def paths(model, data):
+    return [f"model.path={model}", f"data.train={data}/train.jsonl", f"data.validation={data}/validation.jsonl"]
+
+
+def sweep(*arguments):
+    return [sys.executable, "-m", "entrodrop_tune.cli.main", "sweep", *map(str, arguments)]
+
+
+@pytest.mark.slow
+def test_runs_by_tune_run_resume_and_failures(tiny_model, tiny_data, tmp_path):
+    common = ["--config", "tiny", "--recipe", "full_finetune", "--output", tmp_path, *paths(tiny_model, tiny_data)]
+    # A learning rate that is no number passes the config's types and fails in the optimizer.
+    first = subprocess.run(
+        sweep(*common, "--grid", "optimizer.lr=1e-3,-1", "epochs=1"), capture_output=True, text=True, check=False
+    )
+    assert first.returncode == 1 and "failed: lr=-1-seed0" in first.stdout
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["lr=0.001-seed0"]
+    before = (tmp_path / "runs" / "lr=0.001-seed0" / "run.json").read_bytes()
+    second = subprocess.run(
+        sweep(*common, "--grid", "optimizer.lr=1e-3,1e-2", "epochs=1", "--json"),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (tmp_path / "runs" / "lr=0.001-seed0" / "run.json").read_bytes() == before  # not run again
+    report = json.loads(second.stdout)
+    assert [trial["state"] for trial in report["trials"]] == ["done", "done"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_saves_the_run_in_progress(tiny_model, tiny_data, tmp_path):
+    common = ["--config", "tiny", "--recipe", "full_finetune", "--output", tmp_path, *paths(tiny_model, tiny_data)]
+    process = subprocess.Popen(sweep(*common, "epochs=5000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "runs" / "all-seed0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 1
+    assert json.loads((tmp_path / "runs" / "all-seed0" / "run.json").read_text())["exit"] == "interrupted"
+    assert json.loads((tmp_path / "sweep.json").read_text())["unfinished"] == ["all-seed0"]
