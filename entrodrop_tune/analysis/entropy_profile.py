@@ -18,6 +18,7 @@ from entrodrop_tune.errors import UserError
 from entrodrop_tune.method import uniform_coins
 from entrodrop_tune.training.validation import score_samples
 
+SOURCES = {"train", "validation", "replay"}
 QUANTILES = (0.1, 0.25, 0.5, 0.6, 0.75, 0.9)
 HISTOGRAM_BINS = 60
 
@@ -67,10 +68,10 @@ def read_samples(path: Path, tokenizer: Any, limit: int, config: DataConfig | No
         UserError: no such data, or none of it fits.
     """
     file = path / "train.jsonl" if (path / "train.jsonl").is_file() else path
-    template = config or DataConfig(train=str(file), too_long="skip", bad_rows="skip", cache_dir=None)
-    chosen = template.model_copy(
-        update={"train": str(file), "validation": None, "validation_fraction": 0.0, "replay": None, "packing": False}
+    rules = (
+        config.model_dump(exclude=SOURCES) if config else {"too_long": "skip", "bad_rows": "skip", "cache_dir": None}
     )
+    chosen = DataConfig(**{**rules, "train": str(file), "validation_fraction": 0.0, "packing": False})
     samples = load_data(chosen, tokenizer, progress=False).train
     if not samples:
         raise UserError(f"{file} holds no usable row.")

@@ -42,7 +42,7 @@ def read_cache(path: Path) -> tuple[list[Sample], SourceReport] | None:
 
 def write_cache(path: Path, samples: list[Sample], report: SourceReport) -> None:
     """Write atomically; a full or read-only disk only costs the next run its time."""
-    arrays = {
+    arrays: dict[str, Any] = {
         "report": np.array(json.dumps(asdict(report))),
         "ids": np.array([s.id for s in samples], dtype=np.int64),
         "ends": np.cumsum([len(s) for s in samples], dtype=np.int64),

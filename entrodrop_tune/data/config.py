@@ -1,8 +1,8 @@
 """The ``data`` section of a run's config."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from entrodrop_tune.config import Section
 
@@ -72,6 +72,20 @@ class Source(Section):
     """Overrides ``data.template`` for this source."""
 
 
+def _path_as_source(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+def _as_sources(value: Any) -> Any:
+    return [_path_as_source(item) for item in value] if isinstance(value, list | tuple) else [_path_as_source(value)]
+
+
+SourceLike = Annotated[Source, BeforeValidator(_path_as_source)]
+"""A source, or its path alone."""
+Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources), Field(min_length=1)]
+"""One source or several, each in full or as a path."""
+
+
 class Replay(Source):
     """General data mixed in, so that the model forgets less."""
 
@@ -82,11 +96,11 @@ class Replay(Source):
 class DataConfig(Section):
     """What to train and validate on, and how rows become tokens."""
 
-    train: str | tuple[Source, ...]
-    """A file (see ``Source.path``), or a list of sources with weights."""
+    train: Sources
+    """A file (see ``Source.path``), or a list of files or sources with weights."""
 
-    validation: str | Source | None = None
-    """Validation file; without one, ``validation_fraction`` of the training rows is held out."""
+    validation: SourceLike | None = None
+    """Validation file or source; without one, ``validation_fraction`` of the training rows is held out."""
 
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of distinct training rows held out when ``validation`` is not given (0 = train without validation)."""
@@ -120,19 +134,3 @@ class DataConfig(Section):
 
     cache_dir: str | None = "~/.cache/entrodrop-tune"
     """Where tokenised data is kept, keyed by file content, tokenizer and settings; null keeps nothing."""
-
-    @property
-    def train_sources(self) -> tuple[Source, ...]:
-        """``train`` as a list of sources."""
-        return (Source(path=self.train),) if isinstance(self.train, str) else self.train
-
-    @property
-    def validation_source(self) -> Source | None:
-        """``validation`` as a source."""
-        return Source(path=self.validation) if isinstance(self.validation, str) else self.validation
-
-    @model_validator(mode="after")
-    def _has_sources(self) -> "DataConfig":
-        if not self.train_sources:
-            raise ValueError("train must name at least one source")
-        return self

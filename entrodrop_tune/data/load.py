@@ -30,24 +30,31 @@ class TrainingData:
     report: DataReport
 
 
-def load_data(config: DataConfig, tokenizer: Any, progress: bool = True) -> TrainingData:
+def load_data(config: DataConfig, tokenizer: Any, progress: bool = True, context: int | None = None) -> TrainingData:
     """Load all sources, hold out validation rows if none are given, and count duplicates and leaks.
 
+    Args:
+        config: What to load.
+        tokenizer: The model's.
+        progress: Show bars.
+        context: The model's longest sequence, in tokens, if it is to be checked.
+
     Raises:
-        UserError: a source is missing, unreadable, or holds rows the config refuses.
+        UserError: a source is missing, unreadable, or holds rows the config or the model refuses.
     """
     train: list[Sample] = []
     weights: list[float] = []
     reports: list[SourceReport] = []
-    for source in config.train_sources:
+    for source in config.train:
         samples, counts = load_source(source, config, tokenizer, progress)
         train += samples
         weights += [source.weight] * len(samples)
         reports.append(counts)
-    validation, validation_reports = _load_optional(config.validation_source, config, tokenizer, progress)
+    validation, validation_reports = _load_optional(config.validation, config, tokenizer, progress)
     replay, replay_reports = _load_optional(config.replay, config, tokenizer, progress)
+    _refuse_beyond_context([*train, *validation, *replay], config, context)
     weight_array = np.asarray(weights)
-    if config.validation_source is None and config.validation_fraction > 0:
+    if config.validation is None and config.validation_fraction > 0:
         train, weight_array, validation = _hold_out(train, weight_array, config)
     contents = {sample.tokens.tobytes() for sample in train}
     report = DataReport(
@@ -74,6 +81,15 @@ def _load_optional(
         return [], []
     samples, report = load_source(source, config, tokenizer, progress)
     return samples, [report]
+
+
+def _refuse_beyond_context(samples: list[Sample], config: DataConfig, context: int | None) -> None:
+    longest = config.max_length if config.packing else max(len(sample) for sample in samples)
+    if context is not None and longest > context:
+        raise UserError(
+            f"{'packed sequences' if config.packing else 'samples'} have up to {longest} tokens, but the model's context "
+            f"is {context}: set data.max_length={context} (and data.too_long to skip, truncate or split)."
+        )
 
 
 def _target_tokens(samples: Iterable[Sample]) -> int:

@@ -1,5 +1,6 @@
 """The model's own tokenizer, by transformers."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ def load_tokenizer(path: str | Path) -> Any:
     """The fast tokenizer in ``path``, never running code from the folder.
 
     Raises:
-        UserError: no tokenizer in the folder, or it has no end-of-sequence token.
+        UserError: no fast tokenizer in the folder, or one that does not fit the model or never ends a sequence.
     """
     from transformers import AutoTokenizer
 
@@ -21,6 +22,14 @@ def load_tokenizer(path: str | Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot load a tokenizer from {folder} (tokenizer.json missing or broken): {reason}") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer in {folder} has no fast version: save it with a tokenizer.json.")
+    vocabulary = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
+    if vocabulary is not None and len(tokenizer) > vocabulary:
+        raise UserError(
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, but the model only {vocabulary} embeddings: "
+            "they do not belong together, or tokens were added without resizing the model."
+        )
     if tokenizer.eos_token_id is None:
         raise UserError(f'the tokenizer in {folder} has no eos_token: set one in "tokenizer_config.json".')
     return tokenizer

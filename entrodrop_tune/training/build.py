@@ -10,7 +10,7 @@ from torchtune.training import compile_model, get_act_offloading_ctx_manager, se
 
 from entrodrop_tune.data import TrainingData, load_data
 from entrodrop_tune.errors import UserError
-from entrodrop_tune.models import Decoder, ModelConfig, load_model, load_tokenizer, pad_id
+from entrodrop_tune.models import Decoder, ModelConfig, load_model, load_tokenizer, pad_id, read_architecture
 from entrodrop_tune.training.components import build_component
 from entrodrop_tune.training.config import RunConfig
 from entrodrop_tune.training.distributed import World, shard
@@ -64,7 +64,8 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
         UserError: anything the user can fix.
     """
     tokenizer = load_tokenizer(config.model.path)
-    data = load_data(config.data, tokenizer, progress=world.is_main)
+    context = read_architecture(config.model.path).max_seq_len
+    data = load_data(config.data, tokenizer, progress=world.is_main, context=context)
     padding = pad_id(tokenizer)
     schedule = BatchSchedule(data, config.seed, config.epochs, config.global_batch(world.size))
 

@@ -276,3 +276,23 @@ def test_broken_cache_file_is_made_anew(load, tmp_path):
 def test_unwritable_cache_costs_nothing_but_time(load, tmp_path):
     (tmp_path / "cache").write_text("a file in the way")
     assert len(load(_write(tmp_path / "a.jsonl", ROWS), cache_dir=str(tmp_path / "cache")).train) == 20
+
+
+def test_sequences_beyond_the_models_context_are_refused(tokenizer, tmp_path):
+    path = _write(tmp_path / "a.jsonl", ROWS)
+    config = validate(DataConfig, {"train": str(path), "cache_dir": None})
+    with pytest.raises(UserError, match=r"up to \d+ tokens, but the model's context is 10: set data.max_length=10"):
+        load_data(config, tokenizer, progress=False, context=10)
+    packed = config.model_copy(update={"packing": True})
+    with pytest.raises(UserError, match="packed sequences have up to 2048 tokens"):
+        load_data(packed, tokenizer, progress=False, context=1000)
+    assert load_data(config, tokenizer, progress=False, context=1000).train
+
+
+def test_sources_may_be_paths(load, tmp_path):
+    one, two = _write(tmp_path / "a.jsonl", ROWS[:5]), _write(tmp_path / "b.jsonl", ROWS[5:])
+    assert len(load([str(one), {"path": str(two)}]).train) == 20
+    with pytest.raises(UserError, match=r'unknown key "train.0.pth"\. Did you mean "path"'):
+        load([{"pth": str(one)}])
+    with pytest.raises(UserError, match='"train" = \\[\\]'):
+        load([])

@@ -122,3 +122,11 @@ def test_too_long_a_sequence_is_refused(model):
 def test_sliding_window_bounds_the_context(model):
     _edit_config(model, model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=100)
     assert read_architecture(model).max_seq_len == 100
+
+
+def test_tokenizer_with_more_tokens_than_the_model(model):
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_tokens(["<extra>"])
+    tokenizer.save_pretrained(model)
+    with pytest.raises(UserError, match=r"385 tokens, but the model only 384 embeddings"):
+        load_tokenizer(model)
