@@ -23,3 +23,9 @@ def tiny_data(tmp_path_factory):
     tiny_dataset(folder / "train.jsonl", 12)
     tiny_dataset(folder / "validation.jsonl", 4, offset=100)
     return folder
+
+
+@pytest.fixture(scope="session")
+def lively_model(tmp_path_factory):
+    """A random model with large weights: unlike a freshly initialised one, its entropies are spread out."""
+    return tiny_model_dir(tmp_path_factory.mktemp("lively") / "model", initializer_range=0.4)
