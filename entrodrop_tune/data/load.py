@@ -87,8 +87,8 @@ def _refuse_beyond_context(samples: list[Sample], config: DataConfig, context: i
     longest = config.max_length if config.packing else max(len(sample) for sample in samples)
     if context is not None and longest > context:
         raise UserError(
-            f"{'packed sequences' if config.packing else 'samples'} have up to {longest} tokens, but the model's context "
-            f"is {context}: set data.max_length={context} (and data.too_long to skip, truncate or split)."
+            f"{'packed sequences' if config.packing else 'samples'} have up to {longest} tokens, but the model's "
+            f"context is {context}: set data.max_length={context} (and data.too_long to skip, truncate or split)."
         )
 
 
