@@ -10,6 +10,7 @@ from entrodrop_tune.analysis.entropy_command import analyse
 from entrodrop_tune.analysis.entropy_profile import Setting
 from tests.analysis.browser import Browser, needs_browser
 from tests.analysis.test_report import report
+from tests.tiny import tiny_model_dir
 
 pytestmark = [needs_browser, pytest.mark.slow]
 LAYOUTS = [(1200, False), (1200, True), (390, False), (390, True)]
@@ -22,13 +23,15 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def pages(folders, tiny_model, tiny_data, tmp_path_factory):
+def pages(folders, tiny_data, tmp_path_factory):
     """Folder with the pages to look at: single.html, several.html, entropy.html."""
     output = tmp_path_factory.mktemp("pages")
     report(folders / "ease", "--base", folders / "base", "--tuned", folders / "tuned", "--output", output / "single")
     report(folders / "ease", folders / "ramp", "--output", output / "several")
+    # Larger initial weights: entropies that differ, as a trained model's do.
+    model = tiny_model_dir(output / "model", initializer_range=0.4)
     analyse(
-        tiny_model, [tiny_data], Setting(0.5, None, 0.8), data_config=None, samples=4, gradient="head",
+        model, [tiny_data], Setting(0.5, None, 0.8), data_config=None, samples=4, gradient="head",
         gradient_samples=4, device="cpu", dtype="fp32", output=output / "entropy",
     )  # fmt: skip
     return {
