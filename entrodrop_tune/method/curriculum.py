@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, NamedTuple
 
@@ -116,7 +116,7 @@ class Schedule:
             if value is None:
                 continue
             if name == "points":
-                value = tuple(tuple(_number("points", v) for v in point) for point in value)
+                value = _points(value)
             elif name != "shape":
                 value = _number(name, value)
             values[name] = value
@@ -223,6 +223,14 @@ def _number(key: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key} = {value!r}: must be a finite number".lstrip())
     return float(value)
+
+
+def _points(value: Any) -> tuple[tuple[float, ...], ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(f"points = {value!r}: must be a list of [progress, value] pairs")
+    if any(isinstance(point, str) or not isinstance(point, Sequence) for point in value):
+        raise ValueError(f"points = {value!r}: must be a list of [progress, value] pairs")
+    return tuple(tuple(_number("points", v) for v in point) for point in value)
 
 
 def _check_range(key: str, schedule: Schedule, high: float) -> None:

@@ -37,9 +37,13 @@ def token_entropy(logits: Tensor, *, chunk_bytes: int = _CHUNK_BYTES) -> Tensor:
 
 
 def _entropy(logits: Tensor) -> Tensor:
-    top = logits.amax(-1, keepdim=True)
+    top, place = logits.max(-1, keepdim=True)
     # inf - inf is nan, but the limit is wanted: the infinite entries become 0, everything else impossible.
     infinite = torch.where(logits == top, 0.0, _FLOOR).to(logits.dtype)
     shifted = torch.where(torch.isposinf(top), infinite, logits - top)
     floored = shifted.clamp(min=_FLOOR)
-    return torch.logsumexp(floored, -1) - torch.linalg.vecdot(torch.softmax(floored, -1), floored)
+    # Relative to the largest probability; leaving that one out of the sum keeps what the others add to it, however
+    # little: the entropy of a nearly certain row is exact to its last digits.
+    others = floored.exp().scatter(-1, place, 0.0)
+    rest = others.sum(-1)
+    return torch.log1p(rest) - torch.linalg.vecdot(others, floored) / (1 + rest)
