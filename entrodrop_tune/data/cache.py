@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-import os
+import secrets
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -49,7 +49,7 @@ def write_cache(path: Path, samples: list[Sample], report: SourceReport) -> None
         "tokens": np.concatenate([s.tokens for s in samples]),
         "is_target": np.concatenate([s.is_target for s in samples]),
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:

@@ -37,12 +37,12 @@ def load_source(
             write_cache(path, samples, report)
     else:
         samples, report = cached
-        report.path = table.name
     return samples, report
 
 
 def _key(table: Table, source: Source, config: DataConfig, tokenizer: Any) -> dict[str, Any]:
     return {
+        "name": table.name,  # the report names its lines
         "content": table.fingerprint,
         "limit": source.limit,
         "tokenizer": tokenizer_fingerprint(tokenizer),

@@ -93,6 +93,18 @@ def test_hub_out_of_reach_is_one_line(load):
                 {"role": "assistant", "content": "4"},
             ]
         },
+        {  # NuminaMath
+            "source": "cn_k12",
+            "problem": "2+2?",
+            "solution": "4",
+            "messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}],
+        },
+        {  # Infinity-Instruct
+            "id": 1,
+            "conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}],
+            "label": {"ability_en": ["maths"]},
+            "langdetect": "en",
+        },
     ],
     ids=lambda row: "-".join(row),
 )
@@ -137,6 +149,12 @@ def test_plain_text_is_learned_whole_and_can_be_split(load, tokenizer, tmp_path)
     pieces = load(path, max_length=20, too_long="split").train
     assert np.array_equal(np.concatenate([p.tokens for p in pieces]), whole.tokens[: sum(map(len, pieces))])
     assert all(2 <= len(piece) <= 20 for piece in pieces) and len(set(_ids(pieces))) == len(pieces)
+
+
+def test_source_code_in_a_content_column(load, tokenizer, tmp_path):
+    row = {"max_stars_repo_path": "a.py", "id": "1", "content": "def add(a, b):"}
+    (sample,) = load(_write(tmp_path / "a.jsonl", [row])).train
+    assert tokenizer.decode(sample.tokens) == "def add(a, b):<|im_end|>"
 
 
 def test_too_long_rows(load, tmp_path):

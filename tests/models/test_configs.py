@@ -1,6 +1,7 @@
 """The shipped configs: current, valid, honest about sizes."""
 
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from entrodrop_tune.cli.main import app
 from entrodrop_tune.config import load_mapping
 from entrodrop_tune.training.launch import load_config
-from entrodrop_tune.training.preflight import preflight
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*/*.yaml"))
@@ -60,7 +62,9 @@ def test_check_accepts_config(name, tiny_model, tiny_data):
         "data.cache_dir=null",
         "device=cpu",
     ]
-    plan = preflight(load_config(CONFIGS / name, overrides))
+    result = CliRunner().invoke(app, ["check", "--config", name.removesuffix(".yaml"), "--json", *overrides])
+    assert result.exit_code == 0, result.output
+    plan = json.loads(result.stdout)
     assert plan["steps"]["total"] > 0 and plan["memory_bytes"]["total_estimate"] > 0
 
 
