@@ -16,7 +16,8 @@ class DoRALinear(peft.DoRALinear):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` → ``[..., out]``: ``m (W + BA) x / ‖W + BA‖ + bias``, the norm taken as a constant."""
         update = self.lora_b(self.lora_a(self.dropout(x)))
-        scale = (self.magnitude / self._norm()).to(x.dtype)
+        # The norm in the magnitude's dtype: a fresh bf16 magnitude then divides to exactly 1.
+        scale = (self.magnitude / self._norm().to(self.magnitude.dtype)).to(x.dtype)
         out = (F.linear(x, self.weight) + self.scaling * update) * scale
         return out if self.bias is None else out + self.bias
 

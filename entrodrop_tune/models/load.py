@@ -22,6 +22,7 @@ def load_model(
     adapter: AdapterConfig | None = None,
     *,
     dtype: torch.dtype = torch.float32,
+    adapter_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> Decoder:
     """Build the decoder that ``model.path`` describes and load its safetensors weights.
@@ -32,7 +33,8 @@ def load_model(
     Args:
         model: Directory and dropout.
         adapter: ``None`` for full fine-tuning.
-        dtype: Of every parameter (QLoRA: of everything but the 4-bit base weights).
+        dtype: Of the base weights (QLoRA: of what is not 4-bit).
+        adapter_dtype: Of the adapter; ``dtype`` when omitted.
         device: Where the model goes.
 
     Raises:
@@ -44,7 +46,7 @@ def load_model(
     weights = _read_weights(decoder, model_directory(model.path), dtype, architecture.tied_embeddings)
     decoder.load_state_dict(weights, strict=False, assign=True)
     if adapter is not None:
-        _initialize_adapters(decoder, dtype)
+        _initialize_adapters(decoder, adapter_dtype or dtype)
         for name, parameter in decoder.named_parameters():
             parameter.requires_grad_(is_adapter(name))
         if adapter.type == "qlora":

@@ -110,12 +110,7 @@ def build_decoder(config: RunConfig, world: World, weights_from: str | None) -> 
     trained_dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
     frozen_dtype = torch.float32 if config.dtype == "fp32" else torch.bfloat16
     dtype = trained_dtype if config.adapter is None else frozen_dtype
-    decoder = load_model(source, config.adapter, dtype=dtype, device=world.device)
-    if config.adapter is not None:
-        for parameter in decoder.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(trained_dtype)
-    return decoder
+    return load_model(source, config.adapter, dtype=dtype, adapter_dtype=trained_dtype, device=world.device)
 
 
 def _frozen_base(config: RunConfig, world: World) -> Decoder | None:

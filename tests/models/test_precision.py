@@ -24,6 +24,17 @@ def test_bf16_is_as_close_to_fp32_as_transformers_is(tiny_model):
     assert (ours - exact).abs().mean() <= 1.2 * (theirs - exact).abs().mean()
 
 
+@pytest.mark.parametrize("adapter_dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_fresh_adapter_on_bf16_weights_changes_nothing(tiny_model, kind, adapter_dtype):
+    plain = load_model(ModelConfig(path=str(tiny_model)), dtype=torch.bfloat16)
+    adapter = AdapterConfig(type=kind)
+    adapted = load_model(ModelConfig(path=str(tiny_model)), adapter, dtype=torch.bfloat16, adapter_dtype=adapter_dtype)
+    assert {p.dtype for p in adapted.parameters() if p.requires_grad} == {adapter_dtype}
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(_run(adapted), _run(plain), atol=0, rtol=1e-6)
+
+
 def test_rotary_frequencies_stay_in_fp32(tiny_model):
     decoder = load_model(ModelConfig(path=str(tiny_model))).to(torch.bfloat16)
     rotary = decoder.layers[0].attn.pos_embeddings

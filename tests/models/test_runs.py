@@ -21,13 +21,13 @@ def _logits(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "dora"])
 @pytest.mark.parametrize("family", ["smollm2", "llama3.1", "llama3.2", "qwen2.5-tied", "qwen3-tied", "mistral-window"])
 def test_three_steps(family, kind, tiny_data, tmp_path, monkeypatch):
     from peft import PeftModel
 
     model = family_dir(family, tmp_path / "model")
-    adapter = ["adapter.type=lora", "adapter.rank=4"] if kind == "lora" else []
+    adapter = [] if kind == "full" else [f"adapter.type={kind}", "adapter.rank=4"]
     overrides = [
         f"model.path={model}",
         f"output_dir={tmp_path / 'run'}",
@@ -39,7 +39,7 @@ def test_three_steps(family, kind, tiny_data, tmp_path, monkeypatch):
         "max_steps=3",
         *adapter,
     ]
-    recipe = f"entrodrop_tune/recipes/{kind}_finetune"
+    recipe = f"entrodrop_tune/recipes/{'full' if kind == 'full' else 'lora'}_finetune"
     monkeypatch.setattr(sys, "argv", ["tune", "run", recipe, "--config", f"{PACKAGE}/configs/tiny.yaml", *overrides])
     with pytest.raises(SystemExit) as finished:
         tune()
@@ -49,5 +49,5 @@ def test_three_steps(family, kind, tiny_data, tmp_path, monkeypatch):
     last = tmp_path / "run" / "last"
     base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     before = _logits(base)
-    tuned = PeftModel.from_pretrained(base, last) if kind == "lora" else AutoModelForCausalLM.from_pretrained(last)
+    tuned = AutoModelForCausalLM.from_pretrained(last) if kind == "full" else PeftModel.from_pretrained(base, last)
     assert (_logits(tuned) - before).abs().max() > 1e-3
