@@ -30,6 +30,10 @@ def check(
         _print(plan)
 
 
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
 def _print(plan: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -44,7 +48,7 @@ def _print(plan: dict[str, Any]) -> None:
         ("parameters", f"{plan['parameters']['total']:,}, of which {plan['parameters']['trainable']:,} are trained"),
         ("steps", f"{steps['total']} ({steps['per_epoch']} an epoch, {steps['sequences_per_step']} sequences each)"),
         ("time", f"about {plan['seconds']['total'] / 60:.1f} minutes ({plan['seconds']['per_step']:.1f} s a step)"),
-        ("memory", ", ".join(f"{name.removesuffix('_estimate')} {size / 2**30:.2f} GiB" for name, size in memory.items())),
+        ("memory", ", ".join(f"{name.removesuffix('_estimate')} {_gib(size)}" for name, size in memory.items())),
     ):
         summary.add_row(name, value)
     console.print(summary)

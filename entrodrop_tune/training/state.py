@@ -86,7 +86,8 @@ class RunState:
         tensors = load_file(resume / "state.safetensors")
         if self.config.adapter is not None:
             options = StateDictOptions(full_state_dict=True, strict=False)
-            set_model_state_dict(self.decoder, load_file(resume / "trained.safetensors"), options=options)
+            trained: dict[str, Any] = load_file(resume / "trained.safetensors")
+            set_model_state_dict(self.decoder, trained, options=options)
         set_optimizer_state_dict(
             self.decoder,
             self.optimizer,
@@ -103,7 +104,7 @@ class RunState:
 class Snapshot:
     """A run's state on the CPU of rank 0, ready to be written."""
 
-    model: dict[str, Tensor]
+    model: dict[str, Any]
     optimizer: dict[str, Any]
     tensors: dict[str, Tensor]
     values: dict[str, Any]

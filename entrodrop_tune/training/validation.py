@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -46,8 +46,9 @@ def microbatches(rows: Sequence[Row], size: int, world: World, pad_id: int) -> I
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    moved = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return Batch(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+    tensors = (batch.tokens, batch.labels, batch.sample_ids, batch.positions)
+    mask = None if batch.mask is None else batch.mask.to(device)
+    return Batch(*(tensor.to(device) for tensor in tensors), mask)
 
 
 def forward(model: LossModel, batch: Batch, select: Callable | None = None) -> LossOutput:
@@ -83,6 +84,7 @@ def score_samples(
 def _by_row(batch: Batch, output: LossOutput) -> Iterator[tuple[int, SampleScores]]:
     shape = batch.labels.shape
     nll, entropy = (values.view(shape).double().cpu().numpy() for values in (output.nll, output.entropy))
+    assert output.correct is not None, "the model scores in evaluation mode"
     correct = output.correct.view(shape).cpu().numpy()
     valid, positions = (batch.labels != IGNORE_INDEX).cpu().numpy(), batch.positions.cpu().numpy()
     for row in np.flatnonzero(valid.any(axis=1)):
