@@ -37,7 +37,7 @@ def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
         hint = did_you_mean(path.name, near) if near else " Run `entrodrop ls` for the configs that ship."
         raise UserError(f"config file {path} does not exist.{hint}")
     try:
-        config = OmegaConf.load(path)
+        config: Any = OmegaConf.load(path)
         if not OmegaConf.is_dict(config):
             raise UserError(f"config file {path} must be a mapping of keys to values.")
         for override in overrides:

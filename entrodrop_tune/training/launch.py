@@ -94,6 +94,7 @@ def run_training(recipe: str, config: RunConfig) -> int:
         engine = Engine(run, store, record)
         engine.go_on_from(resume_step)
         if here.is_main:
+            print(*run.data.report.lines(), sep="\n")
             record.update(**_opening(recipe, config, run, here, resumed_from=resume_step))
         return _train(engine, record, here)
 

@@ -46,9 +46,13 @@ def microbatches(rows: Sequence[Row], size: int, world: World, pad_id: int) -> I
 
 
 def _to(batch: Batch, device: torch.device) -> Batch:
-    tensors = (batch.tokens, batch.labels, batch.sample_ids, batch.positions)
-    mask = None if batch.mask is None else batch.mask.to(device)
-    return Batch(*(tensor.to(device) for tensor in tensors), mask)
+    return Batch(
+        tokens=batch.tokens.to(device),
+        labels=batch.labels.to(device),
+        sample_ids=batch.sample_ids.to(device),
+        positions=batch.positions.to(device),
+        mask=None if batch.mask is None else batch.mask.to(device),
+    )
 
 
 def forward(model: LossModel, batch: Batch, select: Callable | None = None) -> LossOutput:
