@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+_WORDS = {"malformed": "are malformed", "empty": "are empty", "too_long": "are longer than max_length"}
+
 
 @dataclass
 class SourceReport:
@@ -27,6 +29,14 @@ class SourceReport:
         setattr(self, kind, getattr(self, kind) + 1)
         self.first.setdefault(kind, f"{where}: {reason}")
 
+    def findings(self) -> list[str]:
+        """A line for each kind of row that was not taken as it is."""
+        return [
+            f"{getattr(self, kind)} of {self.rows} rows of {self.path} {words}; the first: {self.first[kind]}"
+            for kind, words in _WORDS.items()
+            if getattr(self, kind)
+        ]
+
 
 @dataclass
 class DataReport:
@@ -47,30 +57,24 @@ class DataReport:
     """Validation samples that are also training samples."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for run.json."""
-        return asdict(self)
+        """As plain data, for run.json; ``findings`` are the problems in words."""
+        return {**asdict(self), "findings": self.findings()}
 
-    def lines(self) -> list[str]:
-        """A few lines for people; problems come first."""
-        out = []
-        for source in (*self.train, *self.validation, *self.replay):
-            for kind in ("malformed", "empty", "too_long"):
-                number = getattr(source, kind)
-                if number:
-                    out.append(
-                        f"{number} of {source.rows} rows of {source.path} {_WORDS[kind]}; "
-                        f"the first: {source.first[kind]}"
-                    )
+    def findings(self) -> list[str]:
+        """What a user should know of: rows not taken as they are, repeats, leaks. One line each."""
+        out = [line for source in (*self.train, *self.validation, *self.replay) for line in source.findings()]
         if self.leaks:
             out.append(f"{self.leaks} of {self.validation_samples} validation samples are also in the training data")
         if self.duplicates:
             out.append(f"{self.duplicates} of {self.train_samples} training samples are exact repeats")
-        out.append(
-            f"{self.train_samples} training samples ({self.train_tokens} tokens, {self.train_target_tokens} of them "
-            f"learned), {self.validation_samples} for validation"
-            + (f", {self.replay_samples} for replay" if self.replay_samples else "")
-        )
         return out
 
-
-_WORDS = {"malformed": "are malformed", "empty": "are empty", "too_long": "are longer than max_length"}
+    def lines(self) -> list[str]:
+        """The findings and a summary, for people."""
+        summary = (
+            f"{self.train_samples} training samples ({self.train_tokens} tokens, {self.train_target_tokens} of them "
+            f"learned), {self.validation_samples} for validation"
+        )
+        if self.replay_samples:
+            summary += f", {self.replay_samples} for replay"
+        return [*self.findings(), summary]
