@@ -49,7 +49,7 @@ def test_uniform_and_uncorrelated():
     ids, positions = torch.arange(500).unsqueeze(1), torch.arange(400).unsqueeze(0)
     coins = uniform_coins(0, 0, ids, positions).double()
     n = coins.numel()
-    assert 0 <= coins.min() and coins.max() < 1
+    assert coins.min() >= 0 and coins.max() < 1
     counts = torch.histc(coins, 64, 0, 1)
     chi2 = float(((counts - n / 64) ** 2 / (n / 64)).sum())
     assert abs(chi2 - 63) < 5 * math.sqrt(2 * 63)

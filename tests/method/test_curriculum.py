@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -15,7 +16,7 @@ def test_shapes_meet_both_ends_and_move_one_way(shape, start, end, places):
     assert schedule(0.0) == pytest.approx(start, abs=1e-12) and schedule(1.0) == end
     values = [schedule(x) for x in sorted(places)]
     signed = [v if end >= start else -v for v in values]
-    assert all(b >= a - 1e-12 for a, b in zip(signed, signed[1:], strict=False))
+    assert all(b >= a - 1e-12 for a, b in itertools.pairwise(signed))
     assert all(min(start, end) - 1e-12 <= v <= max(start, end) + 1e-12 for v in values)
 
 

@@ -7,7 +7,7 @@ from entrodrop_tune.method import linear_cross_entropy
 from tests.method import oracle
 from tests.method.problems import fixed, problem, relative
 
-# Relative errors of the gradients, in Frobenius norm. A 16-bit dtype with m bits after the leading one rounds by at most
+# Relative errors of the gradients, in Frobenius norm. A dtype with m bits after the leading one rounds by at most
 # 2^-(m+1), here in three places: logits, probabilities and scaled inputs, the result.
 GRADIENT_BOUNDS = {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}
 BITS = {torch.float32: 23, torch.bfloat16: 7, torch.float16: 10}

@@ -42,10 +42,10 @@ def test_within_one_percentile_on_real_values(statistic, tokens_a_step):
 @given(st.integers(0, 1000), st.integers(2, 500), st.floats(0.01, 0.99), st.sampled_from([0.1, 1.0, 3.0]))
 def test_value_is_within_a_bin_of_the_exact_one(seed, n, q, spread):
     generator = torch.Generator().manual_seed(seed)
-    values = torch.exp(torch.randn(n, generator=generator) * spread)
+    values = torch.exp(torch.randn(n, generator=generator) * spread).clamp(max=90)
     estimate = filled(values).quantile(q)
     exact = values.double().quantile(q, interpolation="lower"), values.double().quantile(q, interpolation="higher")
-    # A bin spans 1.02 %; between two neighbouring samples any value is right.
+    # A bin spans 1.02 %, up to 100; between two neighbouring samples any value is right.
     neighbours = values.double().sort().values
     low = neighbours[max(0, int(q * n) - 1)]
     assert min(low, exact[0]) / 1.011 <= estimate <= exact[1] * 1.011
