@@ -64,7 +64,7 @@ def draw_differences(axes: Axes, comparison: RunComparison) -> None:
     for row, difference in enumerate(reversed(shown)):
         assert difference.value is not None
         colour = series_style(names.index(difference.group))["color"]
-        if difference.half_width is not None:
+        if difference.low is not None and difference.high is not None:
             axes.plot([difference.low, difference.high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
         axes.plot(difference.value, row, "o", color=colour, markersize=7)
     axes.axvline(0, color=INK, linewidth=1)

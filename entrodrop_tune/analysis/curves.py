@@ -1,7 +1,8 @@
 """Pictures of training runs: each function draws one panel on given axes, for one run or several over each other."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from entrodrop_tune.analysis.compare_runs import group_names
 from entrodrop_tune.analysis.runs import Run, run_names
 from entrodrop_tune.analysis.style import (
     BLUE,
@@ -16,6 +18,7 @@ from entrodrop_tune.analysis.style import (
     OCHRE,
     ORANGE,
     PINK,
+    SERIES,
     TEAL,
     VIOLET,
     house_style,
@@ -35,11 +38,19 @@ def thin(frame: pd.DataFrame, points: int = MAX_POINTS) -> pd.DataFrame:
     return frame.groupby(bins).mean(numeric_only=True)
 
 
+def labelled(runs: Sequence[Run]) -> Iterator[tuple[int, Run, str | None]]:
+    """(index of the line's style, run, name in the legend): a run each, or a group each where runs are many."""
+    names = run_names(runs) if len(runs) <= len(SERIES) else group_names(runs)
+    order = list(dict.fromkeys(names))
+    for place, (run, name) in enumerate(zip(runs, names, strict=True)):
+        yield order.index(name), run, name if names.index(name) == place else None
+
+
 def draw_nll(axes: Axes, runs: Sequence[Run]) -> None:
     """Training NLL over all tokens, kept or not, and validation NLL; a dot marks the best validation."""
     single = len(runs) == 1
-    for index, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
-        style = {"color": ORANGE, "linestyle": "-"} if single else series_style(index)
+    for index, run, name in labelled(runs):
+        style: dict[str, Any] = {"color": ORANGE, "linestyle": "-"} if single else series_style(index)
         train = thin(run.metrics.dropna(subset=["nll_all"]))
         window = max(1, min(len(train) // 20, int(run.info.get("steps_per_epoch") or 20)))
         smooth = train["nll_all"].rolling(window, min_periods=1).mean()
@@ -76,7 +87,7 @@ def draw_curriculum(axes: Axes, runs: Sequence[Run]) -> None:
     """Drop rate (left axis) and threshold in nats (right axis)."""
     single = len(runs) == 1
     right = axes.twinx()
-    for index, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
+    for index, run, name in labelled(runs):
         frame = thin(run.metrics)
         colour = VIOLET if single else series_style(index)["color"]
         axes.plot(frame["epoch"], frame["drop_rate"], color=colour, label="drop rate" if single else name)
@@ -104,7 +115,7 @@ def draw_kept(axes: Axes, runs: Sequence[Run]) -> None:
 def draw_entropy(axes: Axes, runs: Sequence[Run]) -> None:
     """Mean entropy over training tokens (line) and validation tokens (dots)."""
     _draw_column(axes, runs, "entropy_mean", "mean entropy, nats", BLUE)
-    for index, run in enumerate(runs):
+    for index, run, _ in labelled(runs):
         rows = run.validation.dropna(subset=["entropy_mean"])
         colour = ORANGE if len(runs) == 1 else series_style(index)["color"]
         label = "validation" if len(runs) == 1 and len(rows) else None
@@ -115,9 +126,9 @@ def draw_entropy(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def _draw_column(axes: Axes, runs: Sequence[Run], column: str, label: str, colour: str) -> None:
-    for index, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
+    for index, run, name in labelled(runs):
         frame = thin(run.metrics.dropna(subset=[column]))
-        style = {"color": colour, "linestyle": "-"} if len(runs) == 1 else series_style(index)
+        style: dict[str, Any] = {"color": colour, "linestyle": "-"} if len(runs) == 1 else series_style(index)
         window = max(1, len(frame) // 40)
         axes.plot(frame["epoch"], frame[column], color=style["color"], linewidth=0.8, alpha=0.3)
         axes.plot(
@@ -134,7 +145,7 @@ def _draw_column(axes: Axes, runs: Sequence[Run], column: str, label: str, colou
 def draw_halves(axes: Axes, runs: Sequence[Run]) -> None:
     """Change of validation NLL since the start, of the low- and the high-entropy half of the validation tokens."""
     single = len(runs) == 1
-    for index, (run, name) in enumerate(zip(runs, run_names(runs), strict=True)):
+    for index, run, name in labelled(runs):
         rows = run.validation.dropna(subset=["nll_low_entropy", "nll_high_entropy"])
         if not len(rows):
             continue
@@ -159,7 +170,7 @@ def draw_optimizer(axes: Axes, runs: Sequence[Run]) -> None:
     _draw_column(axes, runs, "grad_norm", "gradient norm", PINK)
     axes.set_ylim(bottom=0)
     right = axes.twinx()
-    for index, run in enumerate(runs):
+    for index, run, _ in labelled(runs):
         frame = thin(run.metrics)
         colour = OCHRE if len(runs) == 1 else series_style(index)["color"]
         right.plot(frame["epoch"], frame["lr"], color=colour, linestyle=":", label="learning rate")
@@ -170,7 +181,7 @@ def draw_optimizer(axes: Axes, runs: Sequence[Run]) -> None:
     right.ticklabel_format(axis="y", scilimits=(-2, 3))
 
 
-PANELS: dict[str, tuple[str, Callable[[Axes, Sequence[Run]], None]]] = {
+PANELS: dict[str, tuple[str, Callable[..., None]]] = {
     "nll": ("Training and validation loss", draw_nll),
     "curriculum": ("Curriculum: drop rate and threshold", draw_curriculum),
     "halves": ("Validation loss by entropy half", draw_halves),

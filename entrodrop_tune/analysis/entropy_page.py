@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from entrodrop_tune.analysis.model_source import Subject
 from entrodrop_tune.analysis.runs import jsonable
 from entrodrop_tune.analysis.style import house_style, save_png, svg
 from entrodrop_tune.analysis.token_text import TokenText
+from entrodrop_tune.errors import UserError
 
 EDGES = (0.05, 0.2, 0.5, 1.0, 2.0, 3.5)  # nats, where the colour steps up
 SHOWN_TOKENS = 400
@@ -55,6 +57,20 @@ def build_profile(
             "verdict": [_verdict(entry) for entry in described],
         }
     )
+
+
+def read_profile(folder: Path) -> dict[str, Any]:
+    """The profile that :func:`write_profile` left in ``folder``.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        return json.loads((folder / "entropy.json").read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"{folder} holds no entropy.json that can be read ({error}): see `entrodrop entropy`."
+        ) from None
 
 
 def _verdict(domain: dict[str, Any]) -> str:
@@ -141,42 +157,40 @@ def _figures(profile: dict[str, Any]) -> dict[str, Any]:
         ("classes", "By token class", "Which kinds of token are easy.", draw_classes, (4.9, 3.8)),
     ]
     profile_figures = [
-        {
-            "title": title,
-            "caption": caption,
-            "svg": pages.trusted(svg(lambda axes, draw=draw: draw(axes, domains), name, f"{title}. {said}", size)),
-        }
+        pages.figure(title, caption, svg(partial(draw, domains=domains), name, f"{title}. {said}", size))
         for name, title, caption, draw, size in drawings
     ]
-    return {"profile": profile_figures, "gradient": [*_gradient_figures(profile), *_training_figures(profile)]}
+    return {"profile": profile_figures, "gradient": [*gradient_figures(profile), *training_figures(profile)]}
 
 
-def _gradient_figures(profile: dict[str, Any]) -> list[dict[str, Any]]:
+def gradient_figures(profile: dict[str, Any]) -> list[dict[str, Any]]:
+    """A figure a domain and scope whose gradient share the profile holds."""
     figures = []
     for index, domain in enumerate(profile["domains"]):
         for scope in domain.get("gradient", {}).get("scopes", {}):
             gradient = domain["gradient"]
             drawn = svg(
-                lambda axes, gradient=gradient, scope=scope: draw_gradient_share(axes, gradient, scope),
+                partial(draw_gradient_share, result=gradient, scope=scope),
                 f"gradient-{index}-{scope}",
                 f"Gradient share by entropy range in {domain['name']}. " + " ".join(profile["verdict"]),
                 (4.9, 3.6),
             )
             caption = f"{gradient['tokens']} tokens of {gradient['samples']} samples; entropy ranges in nats."
             title = f"{domain['name']}: {SCOPES[scope]}"
-            figures.append({"title": title, "caption": caption, "svg": pages.trusted(drawn)})
+            figures.append(pages.figure(title, caption, drawn))
     return figures
 
 
-def _training_figures(profile: dict[str, Any]) -> list[dict[str, Any]]:
+def training_figures(profile: dict[str, Any]) -> list[dict[str, Any]]:
+    """How the shares moved over a run's checkpoints; none where the profile is of one model."""
     points = profile["over_training"]
     if len(points) < 2:
         return []
     drawn = svg(
-        lambda axes: draw_over_training(axes, points), "over-training", "Shares below the threshold over training."
+        partial(draw_over_training, points=points), "over-training", "Shares below the threshold over training."
     )
     caption = "At each checkpoint: tokens under the untouched model's threshold, and what they hold."
-    return [{"title": "Over training", "caption": caption, "svg": pages.trusted(drawn)}]
+    return [pages.figure("Over training", caption, drawn)]
 
 
 def _save_picture(profile: dict[str, Any], path: Path) -> None:

@@ -143,10 +143,10 @@ def _batches(samples: Sequence[Sample], subject: Subject) -> list[Batch]:
     batches = []
     for sample in samples:
         batch = collate([(sample,)], subject.pad_id)
-        moved = (
+        tokens, labels, ids, positions = (
             getattr(batch, name).to(subject.world.device) for name in ("tokens", "labels", "sample_ids", "positions")
         )
-        batches.append(Batch(*moved, mask=None))
+        batches.append(Batch(tokens, labels, ids, positions, mask=None))
     return batches
 
 

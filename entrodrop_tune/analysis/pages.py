@@ -22,6 +22,11 @@ def trusted(markup: str) -> Markup:
     return Markup(markup)
 
 
+def figure(title: str, caption: str, svg: str) -> dict[str, Any]:
+    """What the templates' ``figure`` lists are made of."""
+    return {"title": title, "caption": caption, "svg": trusted(svg)}
+
+
 def script(name: str) -> tuple[Markup, str]:
     """``templates/<name>`` as the content of a ``<script>``, and the hash by which the page's policy allows it."""
     text, _, _ = _environment().loader.get_source(_environment(), name)  # type: ignore[union-attr]

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from entrodrop_tune.analysis import pages
-from entrodrop_tune.analysis.before_after import GROUPS, before_and_after, draw_scores
-from entrodrop_tune.analysis.curves import PANELS, save_curves, thin
+from entrodrop_tune.analysis.before_after import GROUPS, before_and_after
+from entrodrop_tune.analysis.compare_runs import METRICS, compare_runs
+from entrodrop_tune.analysis.curves import save_curves, thin
+from entrodrop_tune.analysis.report_figures import report_figures
 from entrodrop_tune.analysis.runs import Run, config_difference, flatten, jsonable, run_names
-from entrodrop_tune.analysis.style import svg
 from entrodrop_tune.analysis.summary import epoch_means, summarize, verdict
 from entrodrop_tune.analysis.warnings import find_problems
 from entrodrop_tune.evaluation.results import EvalResults
@@ -26,10 +27,14 @@ CURVE_COLUMNS = [
     "drop_rate",
 ]
 CURVE_POINTS = 400
+NAMED_RUNS = 4  # up to so many runs each get a sentence of their own
 
 
 def build_report(
-    runs: Sequence[Run], base: EvalResults | None = None, tuned: EvalResults | None = None
+    runs: Sequence[Run],
+    base: EvalResults | None = None,
+    tuned: EvalResults | None = None,
+    profile: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything a report shows, as plain JSON values.
 
@@ -37,22 +42,54 @@ def build_report(
         runs: the runs, one or more.
         base: evaluation of the untouched model; needs ``tuned`` too.
         tuned: evaluation of the fine-tuned model.
+        profile: ``entropy.json`` of ``entrodrop entropy``, for the gradient's share by entropy.
     """
     names = run_names(runs)
     entries = [_run_entry(run, name) for run, name in zip(runs, names, strict=True)]
     report: dict[str, Any] = {
         "schema": 1,
-        "title": names[0] if len(runs) == 1 else f"{len(runs)} runs: {', '.join(names)}",
+        "title": _title(names),
+        "warnings": _warnings(entries),
         "runs": entries,
         "config_difference": config_difference(runs) if len(runs) > 1 else {},
+        "comparison": None,
         "evaluation": None,
+        "entropy": profile,
     }
-    verdicts = [entry["verdict"] if len(runs) == 1 else f"{entry['name']}: {entry['verdict']}" for entry in entries]
+    verdicts = []
+    if len(runs) > 1:
+        comparison = compare_runs(runs)
+        report["comparison"] = comparison.as_dict()
+        verdicts += comparison.verdicts
+    if len(runs) <= NAMED_RUNS:
+        verdicts += [
+            entry["verdict"] if len(runs) == 1 else f"{entry['name']}: {entry['verdict']}" for entry in entries
+        ]
     if base is not None and tuned is not None:
         report["evaluation"] = before_and_after(base, tuned)
         verdicts += report["evaluation"]["verdict"]
+    if profile is not None:
+        verdicts += profile["verdict"]
     report["verdict"] = verdicts
     return jsonable(report)
+
+
+def _title(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    return f"{len(names)} runs" + (f": {', '.join(names)}" if len(names) <= NAMED_RUNS else "")
+
+
+def _warnings(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs' warnings by kind, problems first: what it is, and in which run it says what."""
+    kinds: dict[str, dict[str, Any]] = {}
+    for entry in entries:
+        for item in entry["warnings"]:
+            kind = kinds.setdefault(item["code"], {**item, "runs": []})
+            kind["runs"].append({"name": entry["name"], "detail": item["detail"]})
+            if item["severity"] == "problem":
+                kind["severity"] = "problem"
+    return sorted(kinds.values(), key=lambda kind: kind["severity"] != "problem")
 
 
 def _run_entry(run: Run, name: str) -> dict[str, Any]:
@@ -84,48 +121,19 @@ def _seconds(started: str | None, ended: str | None) -> float | None:
 
 
 def write_report(
-    runs: Sequence[Run], output: Path, base: EvalResults | None = None, tuned: EvalResults | None = None
+    runs: Sequence[Run],
+    output: Path,
+    base: EvalResults | None = None,
+    tuned: EvalResults | None = None,
+    profile: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write ``report.json``, ``report.html``, ``report.md`` and ``curves.png`` into ``output``; return the report."""
-    report = build_report(runs, base, tuned)
+    report = build_report(runs, base, tuned, profile)
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     save_curves(runs, output / "curves.png", title=report["title"])
-    values = {"report": report, "groups": GROUPS}
+    values = {"report": report, "groups": GROUPS, "metrics": METRICS}
     (output / "report.md").write_text(pages.render("report.md.j2", **values), encoding="utf-8")
-    page = pages.render("report.html.j2", figures=_figures(runs, report), **values)
+    page = pages.render("report.html.j2", figures=report_figures(runs, report), **values)
     (output / "report.html").write_text(page, encoding="utf-8")
     return report
-
-
-def _figures(runs: Sequence[Run], report: dict[str, Any]) -> dict[str, Any]:
-    verdicts = " ".join(entry["verdict"] for entry in report["runs"])
-    panels = [
-        {
-            "key": key,
-            "title": title,
-            "caption": CAPTIONS[key],
-            "svg": pages.trusted(
-                svg(lambda axes, draw=draw: draw(axes, runs), key, f"{title}. {CAPTIONS[key]} {verdicts}")  # type: ignore[misc]
-            ),
-        }
-        for key, (title, draw) in PANELS.items()
-    ]
-    scores = draw_scores(report["evaluation"]["scores"]) if report["evaluation"] else ""
-    return {"panels": panels, "scores": pages.trusted(scores)}
-
-
-CAPTIONS = {
-    "nll": (
-        "Training NLL counts every target token, dropped or not; a ring marks the best validation. Of several runs, "
-        "thin lines are training and lines with dots validation."
-    ),
-    "curriculum": "The probability that a token below the threshold is dropped, and where that threshold lay.",
-    "halves": (
-        "Fixed validation tokens, split at the untouched model's median entropy. Below zero is better "
-        "than the untouched model; a rising low-entropy half would mean lost grammar."
-    ),
-    "kept": "The share of target tokens that gave loss and gradient.",
-    "entropy": "How sure the model is of its next token; falling towards zero means it is memorising.",
-    "optimizer": "The norm before clipping; a spike is a batch that the model could not make sense of.",
-}

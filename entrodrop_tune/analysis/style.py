@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.artist import Artist
@@ -21,7 +22,7 @@ VARIABLES = {
     VIOLET: "violet", OCHRE: "ochre", PINK: "pink",
 }  # fmt: skip
 
-RC = {
+RC: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9.8,
@@ -57,7 +58,7 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def series_style(index: int) -> dict[str, str]:
+def series_style(index: int) -> dict[str, Any]:
     """Colour and line style of the ``index``-th run: never told apart by colour alone past the first six."""
     return {
         "color": SERIES[index % len(SERIES)],

@@ -75,7 +75,7 @@ class Plan(Section):
             if unknown:
                 raise UserError(f'size "{size}" names the arm "{unknown[0]}".{did_you_mean(unknown[0], arms)}')
             arms = {name: arms[name] for name in chosen.arms}
-        update = {"arms": arms, "overrides": {**self.overrides, **chosen.overrides}, "sizes": {}}
+        update: dict[str, Any] = {"arms": arms, "overrides": {**self.overrides, **chosen.overrides}, "sizes": {}}
         update |= {"seeds": chosen.seeds} if chosen.seeds is not None else {}
         update |= {"evaluate": chosen.evaluate} if chosen.evaluate is not None else {}
         return self.model_copy(update=update)
@@ -136,11 +136,11 @@ def trials(plan: Plan) -> list[Trial]:
     Raises:
         UserError: two combinations would be the same run.
     """
-    arms: dict[str | None, dict[str, Any]] = dict(plan.arms) or {None: {}}
+    arms: list[tuple[str | None, dict[str, Any]]] = [*plan.arms.items()] or [(None, {})]
     combinations = [dict(zip(plan.grid, values, strict=True)) for values in itertools.product(*plan.grid.values())]
     found: dict[str, Trial] = {}
     for seed in plan.seeds:
-        for (arm, own), cell in itertools.product(arms.items(), combinations):
+        for (arm, own), cell in itertools.product(arms, combinations):
             group = (
                 ", ".join([*([arm] if arm else []), *(f"{_short(k, plan.grid)}={v}" for k, v in cell.items())]) or "all"
             )

@@ -14,6 +14,9 @@ def report(
         Path | None, typer.Option(help="Evaluation folder of the untouched model, from `entrodrop eval`.")
     ] = None,
     tuned: Annotated[Path | None, typer.Option(help="Evaluation folder of the fine-tuned model.")] = None,
+    entropy: Annotated[
+        Path | None, typer.Option(help="Folder of `entrodrop entropy`: adds where the gradient comes from.")
+    ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder to write into.  [default: RUN/report]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a summary.")] = False,
 ) -> None:
@@ -35,6 +38,7 @@ def report(
     from rich.console import Console
     from rich.markup import escape
 
+    from entrodrop_tune.analysis.entropy_page import read_profile
     from entrodrop_tune.analysis.report import write_report
     from entrodrop_tune.analysis.runs import load_runs
     from entrodrop_tune.evaluation.results import load_results
@@ -46,18 +50,23 @@ def report(
     if output is None and len(loaded) > 1:
         raise UserError("several runs need --output, the folder to write the report into.")
     folder = output or loaded[0].path / "report"
-    evaluations = [load_results(path) if path else None for path in (base, tuned)]
-    result = write_report(loaded, folder, *evaluations)
+    result = write_report(
+        loaded,
+        folder,
+        base=load_results(base) if base else None,
+        tuned=load_results(tuned) if tuned else None,
+        profile=read_profile(entropy) if entropy else None,
+    )
     if as_json:
         print(json.dumps(result))
         return
     console = Console()
     for sentence in result["verdict"]:
         console.print(sentence, markup=False, highlight=False)
-    for entry in result["runs"]:
-        for item in entry["warnings"]:
-            style = "red" if item["severity"] == "problem" else "yellow"
-            line = escape(f"{item['severity']}: {item['title']}. {item['detail']} {item['advice']}")
-            console.print(f"[{style}]{line}[/{style}]", highlight=False)
+    for item in result["warnings"]:
+        style = "red" if item["severity"] == "problem" else "yellow"
+        where = item["detail"] if len(loaded) == 1 else f"In {', '.join(run['name'] for run in item['runs'])}."
+        line = escape(f"{item['severity']}: {item['title']}. {where} {item['advice']}")
+        console.print(f"[{style}]{line}[/{style}]", highlight=False)
     for name in ("report.html", "report.md", "report.json", "curves.png"):
         console.print(str(folder / name), markup=False, highlight=False)

@@ -92,6 +92,35 @@ def test_several_runs_show_what_differs(folders, tmp_path):
     assert "| entrodrop.preset | None | ramp |" in (tmp_path / "report.md").read_text()
 
 
+def test_seeds_of_one_configuration_are_compared_as_a_group(tmp_path):
+    from tests.analysis.test_compare_runs import study
+
+    study(tmp_path / "runs", gains=(0.0, 0.05))
+    report(*sorted((tmp_path / "runs").iterdir()), "--output", tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert content["title"] == "8 runs"
+    assert "select=none is worse than select=entropy" in content["verdict"][0]
+    page = " ".join(Page((tmp_path / "out" / "report.html").read_text()).text)
+    assert content["verdict"][0] in page and "Comparison" in page
+    # Eight runs with the same warning are one warning.
+    assert len(content["warnings"]) == 1 and len(content["warnings"][0]["runs"]) == 8
+
+
+def test_gradient_share_comes_from_an_entropy_profile(folders, tiny_model, tiny_data, tmp_path):
+    from entrodrop_tune.analysis.entropy_command import analyse
+    from entrodrop_tune.analysis.entropy_profile import Setting
+
+    analyse(
+        tiny_model, [tiny_data], Setting(0.5, None, 0.8), data_config=None, samples=2, gradient="head",
+        gradient_samples=2, device="cpu", dtype="fp32", output=tmp_path / "entropy",
+    )  # fmt: skip
+    report(folders / "ease", "--entropy", tmp_path / "entropy", "--output", tmp_path / "out")
+    page = " ".join(Page((tmp_path / "out" / "report.html").read_text()).text)
+    assert "Where the gradient comes from" in page
+    with pytest.raises(UserError, match=r"no entropy\.json"):
+        report(folders / "ease", "--entropy", tmp_path, "--output", tmp_path / "out")
+
+
 def test_json_goes_to_standard_output(folders, tmp_path):
     result = report(folders / "ease", "--output", tmp_path, "--json")
     assert json.loads(result.stdout) == json.loads((tmp_path / "report.json").read_text())
