@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -15,9 +14,6 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torchtune.modules import TransformerSelfAttentionLayer
 
 from entrodrop_tune.errors import UserError
-
-# A lost rank must end the others within a minute, not after the half hour that is torch's default.
-COLLECTIVE_TIMEOUT = timedelta(seconds=int(os.environ.get("ENTRODROP_COLLECTIVE_TIMEOUT_SECONDS", "60")))
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ def world(device_name: str) -> Iterator[World]:
         torch.cuda.set_device(device)
     # CPU collectives carry host-side counts and objects, so gloo stays beside NCCL.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    dist.init_process_group(backend)
     try:
         yield World(dist.get_rank(), dist.get_world_size(), device)
         dist.barrier()  # nobody tears the group down while another still uses it

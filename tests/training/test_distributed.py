@@ -1,9 +1,13 @@
 """Two processes on CPU (gloo, FSDP2) give the masks and losses of one."""
 
+import subprocess
+import time
+
+import psutil
 import pytest
 
 from entrodrop_tune.training.launch import load_config, run_training
-from tests.training.runs import ADAPTER, TINY, lines, overrides, tune
+from tests.training.runs import ADAPTER, TINY, command, environment, lines, overrides, tune
 
 CASES = {"full": ("full_finetune", []), "lora": ("lora_finetune", ADAPTER)}
 
@@ -29,3 +33,22 @@ def test_one_and_two_processes_agree(case, site, lively_model, tiny_data, tmp_pa
         assert [row[key] for row in one] == pytest.approx([row[key] for row in two], rel=1e-5), key
     one, two = (lines(tmp_path / name / "validation.jsonl") for name in ("one", "two"))
     assert [row["nll"] for row in one] == pytest.approx([row["nll"] for row in two], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_dead_process_ends_the_others_and_the_run_can_be_resumed(lively_model, tiny_data, tmp_path):
+    run = tmp_path / "run"
+    settings = overrides(lively_model, tiny_data, run, "epochs=500", "checkpoint.keep_last=1", "resume=true")
+    launcher = subprocess.Popen(command("full_finetune", *settings, processes=2), env=environment())
+    deadline = time.monotonic() + 120
+    while not (run / "last").exists() and launcher.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ranks = psutil.Process(launcher.pid).children(recursive=True)
+    victim = max((p for p in ranks if p.environ().get("RANK") == "1"), key=lambda p: p.pid)
+    victim.kill()
+    assert launcher.wait(timeout=60) != 0
+    assert not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ranks)
+    saved = int((run / "last").readlink().name.removeprefix("step_"))
+    more = [*settings, f"max_steps={saved + 6}"]
+    assert tune("full_finetune", *more, processes=2).returncode == 0
+    assert lines(run / "metrics.jsonl")[-1]["step"] == saved + 6

@@ -1,0 +1,224 @@
+"""What a run does: against independent computations with transformers, and option by option."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from entrodrop_tune.data import collate, load_data
+from entrodrop_tune.errors import UserError
+from entrodrop_tune.models import load_tokenizer
+from entrodrop_tune.training.engine import TrainingFailure
+from entrodrop_tune.training.launch import load_config, run_training
+from tests.training.runs import ADAPTER, TINY, lines, overrides
+
+
+@pytest.fixture
+def train(lively_model, tiny_data, tmp_path):
+    """Run training with overrides; returns the run's folder."""
+
+    def run(*more: str, recipe: str = "full_finetune", name: str = "run"):
+        config = load_config(TINY, overrides(lively_model, tiny_data, tmp_path / name, *more))
+        assert run_training(recipe, config) == 0
+        return tmp_path / name
+
+    return run
+
+
+def reference_scores(model, samples) -> tuple[np.ndarray, np.ndarray]:
+    """NLL and entropy of every target token, float64, from transformers' logits."""
+    nlls, entropies = [], []
+    for sample in samples:
+        batch = collate([(sample,)], pad_id=0)
+        with torch.no_grad():
+            logits = model(batch.tokens).logits[0].double()
+        target = batch.labels[0] != -100
+        log_p = logits[target].log_softmax(-1)
+        nlls.append(-log_p.gather(1, batch.labels[0][target].unsqueeze(1)).squeeze(1))
+        entropies.append(-(log_p.exp() * log_p).sum(-1))
+    return torch.cat(nlls).numpy(), torch.cat(entropies).numpy()
+
+
+def test_validation_equals_transformers_before_and_after(train, lively_model, tiny_data):
+    run = train()
+    config = load_config(TINY, overrides(lively_model, tiny_data, run))
+    samples = load_data(config.data, load_tokenizer(lively_model), progress=False).validation
+    rows = lines(run / "validation.jsonl")
+    base = AutoModelForCausalLM.from_pretrained(lively_model)
+    _, base_entropy = reference_scores(base, samples)
+    low = base_entropy < np.median(base_entropy)
+    for model, row in ((base, rows[0]), (AutoModelForCausalLM.from_pretrained(run / "last"), rows[-1])):
+        nll, entropy = reference_scores(model, samples)
+        assert row["nll"] == pytest.approx(nll.mean(), rel=1e-5)
+        assert row["perplexity"] == pytest.approx(math.exp(nll.mean()), rel=1e-5)
+        assert row["entropy_mean"] == pytest.approx(entropy.mean(), rel=1e-5)
+        assert row["nll_low_entropy"] == pytest.approx(nll[low].mean(), rel=1e-5)
+        assert row["nll_high_entropy"] == pytest.approx(nll[~low].mean(), rel=1e-5)
+        assert row["tokens"] == nll.size
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation"), [(1, 4), (2, 2)])
+def test_microbatches_do_not_change_the_run(train, batch_size, accumulation):
+    settings = ["entrodrop.drop_rate=0.7", "optimizer.eps=0.001"]
+    whole = lines(train(*settings, "batch_size=4", name="whole") / "metrics.jsonl")
+    cut = [*settings, f"batch_size={batch_size}", f"gradient_accumulation_steps={accumulation}"]
+    parts = lines(train(*cut, name="parts") / "metrics.jsonl")
+    assert [row["kept_fraction"] for row in whole] == [row["kept_fraction"] for row in parts]
+    assert min(row["kept_fraction"] for row in whole) < 0.9
+    for key in ("loss", "grad_norm"):
+        assert [row[key] for row in whole] == pytest.approx([row[key] for row in parts], rel=1e-4), key
+
+
+@pytest.mark.parametrize("option", ["enable_activation_checkpointing=true", "validation.batch_size=1"])
+def test_options_that_only_save_memory_change_nothing(train, option):
+    plain = lines(train(name="plain") / "metrics.jsonl")
+    saving = lines(train(option, name="saving") / "metrics.jsonl")
+    assert [row["loss"] for row in plain] == pytest.approx([row["loss"] for row in saving], rel=1e-6)
+
+
+def test_packing_gives_the_same_loss_in_fewer_rows(train):
+    settings = ["epochs=1", "batch_size=12", "entrodrop.select=none", "lr_scheduler.warmup_fraction=0"]
+    plain = lines(train(*settings, name="plain") / "metrics.jsonl")
+    packed = lines(train(*settings, "data.packing=true", "data.max_length=200", name="packed") / "metrics.jsonl")
+    assert len(plain) == len(packed) == 1
+    assert packed[0]["tokens"] == plain[0]["tokens"]
+    assert packed[0]["loss"] == pytest.approx(plain[0]["loss"], rel=1e-5)
+
+
+def test_the_first_loss_is_the_mean_over_kept_tokens(train, lively_model, tiny_data):
+    """A fixed threshold and drop rate 1: who is kept is decided by transformers' own entropies."""
+    settings = ["epochs=1", "batch_size=12", "entrodrop.threshold={nats: 3.8}", "entrodrop.drop_rate=1.0"]
+    run = train(*settings)
+    config = load_config(TINY, overrides(lively_model, tiny_data, run))
+    samples = load_data(config.data, load_tokenizer(lively_model), progress=False).train
+    nll, entropy = reference_scores(AutoModelForCausalLM.from_pretrained(lively_model), samples)
+    kept = entropy >= 3.8
+    assert 0.1 < kept.mean() < 0.9
+    row = lines(run / "metrics.jsonl")[0]
+    assert row["kept_fraction"] == pytest.approx(kept.mean())
+    assert row["loss"] == pytest.approx(nll[kept].mean(), rel=1e-5)
+    assert row["nll_all"] == pytest.approx(nll.mean(), rel=1e-5)
+
+
+def test_dropping_everything_updates_nothing_and_is_counted(train, lively_model):
+    run = train("entrodrop.threshold={nats: 100}", "entrodrop.drop_rate=1.0", "optimizer.weight_decay=0.5")
+    before, after = (load_file(folder / "model.safetensors") for folder in (lively_model, run / "last"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    summary = json.loads((run / "run.json").read_text())["summary"]
+    assert summary["skipped_steps"] == summary["steps"] == 12
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["entrodrop.site=input"],
+        ["entrodrop.site=input", "entrodrop.replacement=noise"],
+        ["entrodrop.site=both"],
+        ["entrodrop.select=random"],
+        ["entrodrop.select=loss"],
+        ["entrodrop.select=eaft_axolotl"],
+        ["entrodrop.select=dft"],
+        ["entrodrop.preset=ease", "entrodrop.per=step"],
+        ["regularization.label_smoothing=0.1"],
+        ["regularization.neftune_noise_alpha=5"],
+        ["regularization.kl_to_base=0.5"],
+        ["model.hidden_dropout=0.1", "model.attention_dropout=0.1"],
+        ["dtype=bf16-mixed"],
+        ["dtype=bf16"],
+        ["optimizer._component_=torch.optim.SGD"],
+        ["lr_scheduler.name=wsd"],
+        ["lr_scheduler.name=linear"],
+    ],
+)
+def test_every_arm_trains_and_differs_from_plain(train, more):
+    plain = lines(train("entrodrop.select=none", name="plain") / "validation.jsonl")
+    rows = lines(train("entrodrop.drop_rate=0.7", *more, name="arm") / "validation.jsonl")
+    assert all(math.isfinite(row["nll"]) for row in rows)
+    assert rows[-1]["nll"] < rows[0]["nll"], "it learned"
+    assert rows[-1]["nll"] != plain[-1]["nll"], "the option did something"
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+@pytest.mark.parametrize("kl", ["0", "0.5"])
+def test_adapters_train_and_leave_the_base_alone(train, kind, kl):
+    more = [*ADAPTER, f"adapter.type={kind}", f"regularization.kl_to_base={kl}", "optimizer.lr=0.01"]
+    run = train(*more, recipe="lora_finetune")
+    rows = lines(run / "validation.jsonl")
+    assert rows[-1]["nll"] < rows[0]["nll"]
+    record = json.loads((run / "run.json").read_text())
+    assert 0 < record["parameters"]["trainable"] < record["parameters"]["total"] / 2
+    assert (run / "last" / "adapter_config.json").exists() and not (run / "last" / "model.safetensors").exists()
+
+
+def test_kl_keeps_the_model_near_its_base(train):
+    free = lines(train("entrodrop.select=none", "epochs=4", name="free") / "validation.jsonl")
+    held = lines(
+        train("entrodrop.select=none", "epochs=4", "regularization.kl_to_base=100", name="held") / "validation.jsonl"
+    )
+    moved = [abs(rows[-1]["nll"] - rows[0]["nll"]) for rows in (held, free)]
+    assert moved[0] < 0.5 * moved[1]
+
+
+def test_early_stopping_and_best(train):
+    # A learning rate this high makes validation worse at once: the first epoch stays the best.
+    run = train("optimizer.lr=0.5", "epochs=8", "validation.early_stopping_patience=2", "checkpoint.keep_last=1")
+    record = json.loads((run / "run.json").read_text())
+    values = [row["nll"] for row in lines(run / "validation.jsonl")][1:]
+    best = int(np.argmin(values))
+    assert record["exit"] == "stopped_early"
+    assert len(values) == best + 3 < 8
+    assert record["summary"]["best_value"] == min(values)
+    assert (run / "best").readlink().name == f"step_{6 * (best + 1)}"
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == sorted(
+        {f"step_{6 * (best + 1)}", f"step_{6 * len(values)}"}
+    )
+
+
+def test_nonfinite_steps_stop_with_the_samples_named_or_are_skipped(train, lively_model, tiny_data, tmp_path):
+    bad = ["optimizer.lr=1e30", "clip_grad_norm=null", "optimizer._component_=torch.optim.SGD"]
+    with pytest.raises(TrainingFailure, match=r"not finite at step \d+ .*sample ids \[\d+.*on_nonfinite=skip"):
+        train(*bad)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["exit"] == "failed"
+    run = train(*bad, "on_nonfinite=skip", name="skipping")
+    assert json.loads((run / "run.json").read_text())["summary"]["skipped_steps"] > 0
+
+
+def test_training_is_deterministic(train):
+    settings = ["model.hidden_dropout=0.2", "regularization.neftune_noise_alpha=5", "entrodrop.site=both"]
+    first, second = (lines(train(*settings, name=name) / "metrics.jsonl") for name in ("a", "b"))
+    other = lines(train(*settings, "seed=1", name="c") / "metrics.jsonl")
+    assert [row["loss"] for row in first] == [row["loss"] for row in second]
+    assert [row["loss"] for row in first] != [row["loss"] for row in other]
+
+
+def test_a_torchtune_metric_logger_gets_the_metrics(train, tmp_path):
+    logger = "metric_logger={_component_: torchtune.training.metric_logging.DiskLogger, log_dir: %s}" % (
+        tmp_path / "logs"
+    )
+    run = train(logger)
+    logged = next((tmp_path / "logs").glob("*.txt")).read_text()
+    assert logged.count("kept_fraction:") == len(lines(run / "metrics.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer._component_=torch.optim.Adamw", r'"optimizer" = torch.optim.Adamw cannot be built'),
+        ("optimizer.learning_rate=1", r'"optimizer" = torch.optim.AdamW cannot be built.*learning_rate'),
+        ("entrodrop.drop_rate=1.5", r'"entrodrop" .*drop_rate = 1.5: must be in \[0, 1\]'),
+        ("entrodrop.preset=rampp", r'preset = "rampp": choose from'),
+        ("entrodrop.select=loss entrodrop.site=input", r'site "input" needs select "entropy" or "random"'),
+        ("data.train=nowhere.jsonl", r"nowhere.jsonl"),
+        ("model.path=nowhere", r"nowhere.*does not exist"),
+        ("epoch=3", r'unknown key "epoch". Did you mean "epochs"?'),
+        ("device=cuda", r'device = "cuda" is not available here'),
+    ],
+)
+def test_mistakes_are_named_before_training(train, override, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(*override.split())
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
