@@ -50,7 +50,7 @@ def load_model(
         for name, parameter in decoder.named_parameters():
             parameter.requires_grad_(is_adapter(name))
         if adapter.type == "qlora":
-            quantize_linears(decoder)
+            quantize_linears(decoder, device)
     return decoder.to(device)
 
 

@@ -3,10 +3,12 @@
 import torch
 from torch import nn
 from torchao.dtypes.nf4tensor import NF4Tensor, linear_nf4, to_nf4
+from torchtune.modules import TransformerDecoder
 from torchtune.modules.peft import LoRALinear
 
 from entrodrop_tune.errors import UserError
 
+DEVICES = ("cpu", "cuda")
 BLOCK = 64
 """Weights that share one scale (as in the QLoRA paper)."""
 _SCALER_BLOCK = 256
@@ -26,13 +28,19 @@ class FrozenNF4Linear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def quantize_linears(decoder: nn.Module) -> None:
-    """Quantize, in place, every linear weight inside the decoder's layers (adapters stay as they are).
+def quantize_linears(decoder: TransformerDecoder, device: torch.device | str) -> None:
+    """Quantize every linear weight inside the decoder's layers, one layer at a time on ``device``, where it stays.
+
+    Adapters keep their dtype.
 
     Raises:
-        UserError: a weight's size does not fit NF4's blocks.
+        UserError: NF4 does not run on ``device``, or a weight's size does not fit its blocks.
     """
-    for layer in decoder.layers:  # type: ignore[union-attr]
+    kind = torch.device(device).type
+    if kind not in DEVICES:
+        raise UserError(f"adapter.type=qlora: NF4 weights run on {' and '.join(DEVICES)}, not on {kind}: use lora.")
+    for layer in decoder.layers:
+        layer.to(device)
         for name, module in list(layer.named_modules()):
             if isinstance(module, LoRALinear):
                 module.weight = quantized(module.weight)

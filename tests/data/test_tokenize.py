@@ -5,7 +5,7 @@ import pytest
 from entrodrop_tune.data.conversation import RowError
 from entrodrop_tune.data.tokenize import ConversationTokenizer
 from entrodrop_tune.errors import UserError
-from tests.tiny import CHATML, tiny_tokenizer
+from tests.tiny import CHATML, CORPUS, tiny_tokenizer
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
@@ -146,3 +146,29 @@ def test_plain_text_is_learned_whole_with_an_end():
     tokenizer, tokens = _tokenise(CHATML, "def add(a, b):")
     assert tokens.is_target.all()
     assert tokenizer.decode(tokens.ids) == "def add(a, b):<|im_end|>"
+
+
+def _sentencepiece_tokenizer():
+    """As Llama 2's and Gemma's: spaces become ▁, and one is put before the first word."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    core.decoder = decoders.Metaspace(prepend_scheme="first")
+    special = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    core.train_from_iterator([*CORPUS, "user\n assistant\n 48/2 = 24 clips. How many clips?"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("name", ["smollm2", "llama2"])
+def test_sentencepiece_tokenizers_learn_the_same_words(name):
+    tokenizer = _sentencepiece_tokenizer()
+    tokenizer.chat_template = TEMPLATES[name].replace("<|im_end|>", "</s>") if name == "llama2" else TEMPLATES[name]
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokens = ConversationTokenizer(tokenizer)(ONE_TURN)
+    (learned,) = _runs(tokenizer, tokens)
+    assert learned.replace(" ", "").startswith("48/2=24clips.")
+    assert tokens.ids[tokens.is_target][-1] in tokenizer.convert_tokens_to_ids(["<|im_end|>", "</s>"])
+    assert "How" not in learned and "user" not in learned

@@ -92,6 +92,11 @@ def test_merged_qlora_is_what_was_trained(tiny_model, tmp_path):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file()
 
 
+def test_qlora_is_refused_where_nf4_does_not_run(tiny_model):
+    with pytest.raises(UserError, match="run on cpu and cuda, not on mps: use lora"):
+        load_model(ModelConfig(path=str(tiny_model)), AdapterConfig(type="qlora"), device="mps")
+
+
 def test_nf4_blocks_fit_any_multiple_of_64():
     weight = torch.randn(192, 576, generator=torch.Generator().manual_seed(0))  # 1,728 blocks; torchao's default is 256
     assert (dequantized(quantized(weight)) - weight).std() < 0.12
