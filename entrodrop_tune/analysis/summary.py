@@ -4,6 +4,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from entrodrop_tune.analysis.runs import Run
@@ -60,7 +61,7 @@ def summarize(run: Run) -> RunSummary:
         effective_censored=censored,
         best_token_accuracy=_number(best["token_accuracy"]) if best is not None else None,
         final_train_nll=_number(by_epoch["nll_all"].iloc[-1]) if len(by_epoch) else None,
-        kept_fraction=_number(_weighted(metrics, "kept_fraction")),
+        kept_fraction=_number(_weighted(metrics["kept_fraction"].to_numpy(), metrics["tokens"].to_numpy())),
         lowest_epoch_kept_fraction=_number(by_epoch["kept_fraction"].min()) if len(by_epoch) else None,
         steps=int(metrics["step"].max()) if len(metrics) else 0,
         tokens=_number(metrics["tokens"].sum()) if len(metrics) else None,
@@ -93,20 +94,23 @@ def epoch_means(metrics: pd.DataFrame) -> pd.DataFrame:
     if not len(metrics):
         return pd.DataFrame(columns=columns)
     # `epoch` is progress after the step, so the last step of epoch 1 says 1.0.
-    index = metrics["epoch"].map(lambda e: max(1, math.ceil(e - 1e-9)) if math.isfinite(e) else 1)
-    return metrics.groupby(index)[[*columns, "tokens"]].apply(lambda part: _weighted_all(part, columns))
+    epoch = np.maximum(1, np.ceil(metrics["epoch"].fillna(0).to_numpy() - 1e-9)).astype(int)
+    arrays = {column: metrics[column].to_numpy() for column in (*columns, "tokens")}
+    rows = {
+        number: {column: _weighted(arrays[column][at], arrays["tokens"][at]) for column in columns}
+        for number in np.unique(epoch)
+        for at in [epoch == number]
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
 
 
-def _weighted_all(part: pd.DataFrame, columns: list[str]) -> pd.Series:
-    return pd.Series({column: _weighted(part, column) for column in columns})
-
-
-def _weighted(frame: pd.DataFrame, column: str) -> float:
-    rows = frame[[column, "tokens"]].dropna(subset=[column])
-    weights = rows["tokens"].fillna(0)
-    if not len(rows):
+def _weighted(values: np.ndarray, weights: np.ndarray) -> float:
+    """Mean of the finite ``values``, weighted where there are weights; NaN if there is none."""
+    known = np.isfinite(values)
+    values, weights = values[known], np.nan_to_num(weights[known])
+    if not len(values):
         return math.nan
-    return float((rows[column] * weights).sum() / weights.sum()) if weights.sum() > 0 else float(rows[column].mean())
+    return float(np.average(values, weights=weights if weights.sum() > 0 else None))
 
 
 def _number(value: Any) -> float | None:
