@@ -13,6 +13,7 @@ from entrodrop_tune.cli.check import check
 from entrodrop_tune.cli.compare import EXAMPLES as COMPARE_EXAMPLES
 from entrodrop_tune.cli.compare import compare
 from entrodrop_tune.cli.cp import cp
+from entrodrop_tune.cli.curriculum import curriculum
 from entrodrop_tune.cli.entropy import entropy
 from entrodrop_tune.cli.eval import EXAMPLES as EVAL_EXAMPLES
 from entrodrop_tune.cli.eval import evaluate_model
@@ -52,6 +53,7 @@ def _root(
 app.command()(prepare)
 app.command()(ls)
 app.command()(cp)
+app.command()(curriculum)
 app.command()(check)
 app.command(context_settings={"ignore_unknown_options": True})(run)
 app.command("eval", epilog=EVAL_EXAMPLES)(evaluate_model)
