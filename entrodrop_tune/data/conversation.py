@@ -64,32 +64,38 @@ def resolve_columns(columns: Columns, template: Template, present: Iterable[str]
     for field, name in columns:
         if name is not None and name not in names:
             raise UserError(f'data.columns.{field} = "{name}" is no column of {where}.{did_you_mean(name, names)}')
-    if columns.messages or columns.text:
+    if columns.text is not None:
         return columns
-    prompt = columns.prompt or (template.prompt and "")
-    response = columns.response or (template.response and "")
-    if prompt is None and response is None:
+    if columns.system is None and "system" in names:
+        columns = columns.model_copy(update={"system": "system"})
+    if columns.messages is not None:
+        return columns
+    has_prompt, has_response = columns.prompt or template.prompt, columns.response or template.response
+    if not has_prompt and not has_response:
         return _detect(columns, names, where)
-    if prompt is None:
-        prompt = next((p for p, r in _PAIRS if p in names and p != response), None)
-    if response is None:
-        response = next((r for p, r in _PAIRS if r in names and r != prompt), None)
-    if prompt is None or response is None:
-        missing = "prompt" if prompt is None else "response"
-        raise UserError(f"data.columns.{missing} is needed too: {where} has the columns {', '.join(sorted(names))}.")
-    return columns.model_copy(update={"prompt": prompt, "response": response})
+    if not has_prompt:
+        others = (prompt for prompt, _ in _PAIRS if prompt in names and prompt != columns.response)
+        columns = columns.model_copy(update={"prompt": _first(others, "prompt", names, where)})
+    if not has_response:
+        others = (response for _, response in _PAIRS if response in names and response != columns.prompt)
+        columns = columns.model_copy(update={"response": _first(others, "response", names, where)})
+    return columns
+
+
+def _first(candidates: Iterable[str], field: str, names: set[str], where: str) -> str:
+    for name in candidates:
+        return name
+    raise UserError(f"data.columns.{field} is needed too: {where} has the columns {', '.join(sorted(names))}.")
 
 
 def _detect(columns: Columns, names: set[str], where: str) -> Columns:
-    system = columns.system or ("system" if "system" in names else None)
     for name in _MESSAGES:
         if name in names:
-            return columns.model_copy(update={"messages": name, "system": system})
+            return columns.model_copy(update={"messages": name})
     for prompt, response in _PAIRS:
         if {prompt, response} <= names:
             extra = "input" if "input" in names and prompt == "instruction" else None
-            update = {"prompt": prompt, "response": response, "input": extra, "system": system}
-            return columns.model_copy(update=update)
+            return columns.model_copy(update={"prompt": prompt, "response": response, "input": extra})
     for name in _TEXT:
         if name in names:
             return columns.model_copy(update={"text": name})

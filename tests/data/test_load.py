@@ -131,6 +131,14 @@ def test_named_columns_and_templates(load, tokenizer, tmp_path):
     assert "user\n2+2?!<|im_end|>" in text
 
 
+def test_half_named_columns_are_completed_or_refused(load, tokenizer, tmp_path):
+    path = _write(tmp_path / "a.jsonl", [{"ask": "2+2?", "answer": "4", "system": "Own."}])
+    (text,) = _texts(tokenizer, load(path, columns={"prompt": "ask"}).train)
+    assert "user\n2+2?<|im_end|>" in text and "assistant\n4<|im_end|>" in text and "system\nOwn." in text
+    with pytest.raises(UserError, match=r"data.columns.prompt is needed too: .* has the columns answer, ask, system"):
+        load(path, columns={"response": "answer"})
+
+
 def test_system_prompt_from_config_and_row(load, tokenizer, tmp_path):
     rows = [
         {"question": "a", "answer": "b"},
