@@ -3,6 +3,7 @@
 Command modules import torch, transformers and lm-eval inside their function, so that ``--help`` answers at once.
 """
 
+import logging
 import sys
 from typing import Annotated
 
@@ -64,6 +65,8 @@ app.command()(report)
 
 
 def main() -> None:
+    # On import torchao notes that its C++ kernels are for another torch; nothing here uses them.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
     try:
         app()
     except UserError as error:
