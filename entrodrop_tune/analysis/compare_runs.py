@@ -24,9 +24,12 @@ METRICS: dict[str, tuple[str, bool]] = {
     "degradation": ("final minus best NLL", False),
     "effective_epochs": ("useful epochs", True),
     "best_token_accuracy": ("token accuracy at best", True),
+    "tokens_per_second": ("target tokens a second", True),
+    "seconds_to_best": ("seconds of training to the best validation", False),
 }
 """What groups can be compared by: its name in words, and whether higher is better."""
-COLUMNS = (*METRICS, "best_epoch", "kept_fraction", "tokens_per_second", "peak_memory_bytes", "seconds")
+COLUMNS = (*METRICS, "best_epoch", "kept_fraction", "peak_memory_bytes", "train_seconds")
+NATS = ("best_nll", "final_nll", "degradation")
 
 
 @dataclass(frozen=True)
@@ -129,16 +132,7 @@ def run_table(runs: Sequence[Run], groups: Sequence[str]) -> pd.DataFrame:
     """A row a run: ``run``, ``group``, ``seed`` and the numbers of its summary."""
     rows = []
     for run, name, group in zip(runs, run_names(runs), groups, strict=True):
-        seconds = run.metrics["tokens"].sum() / run.metrics["tokens_per_second"].median() if len(run.metrics) else None
-        rows.append(
-            {
-                "run": name,
-                "group": group,
-                "seed": run.config.get("seed"),
-                **summarize(run).as_dict(),
-                "seconds": seconds,
-            }
-        )
+        rows.append({"run": name, "group": group, "seed": run.config.get("seed"), **summarize(run).as_dict()})
     table = pd.DataFrame(rows)
     numeric = [*COLUMNS, "start_nll", "final_train_nll", "lowest_epoch_kept_fraction"]
     table[numeric] = table[numeric].astype(float)
@@ -275,7 +269,7 @@ def _outcome(difference: dict[str, Any], metric: str) -> Any:
 def verdict(d: Difference) -> str:
     """The comparison in one sentence, with its uncertainty, or with what it would take to know."""
     words, _ = METRICS[d.metric]
-    unit = "" if d.metric in ("effective_epochs", "best_token_accuracy") else " nats"
+    unit = " nats" if d.metric in NATS else ""
     if d.outcome == "no data" or d.value is None:
         return f"{d.group} and {d.baseline} cannot be compared: one has no {words}."
     size = f"{abs(d.value):.3f}{unit}"

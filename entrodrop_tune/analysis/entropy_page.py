@@ -24,6 +24,7 @@ from entrodrop_tune.analysis.runs import jsonable
 from entrodrop_tune.analysis.style import house_style, save_png, svg
 from entrodrop_tune.analysis.token_text import TokenText
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.training.journal import machine, versions
 
 EDGES = (0.05, 0.2, 0.5, 1.0, 2.0, 3.5)  # nats, where the colour steps up
 SHOWN_TOKENS = 400
@@ -55,6 +56,8 @@ def build_profile(
             "domains": described,
             "over_training": list(over_training),
             "verdict": [_verdict(entry) for entry in described],
+            "versions": versions(),
+            "machine": machine(subject.world.device),
         }
     )
 

@@ -37,6 +37,10 @@ class RunSummary:
     tokens: float | None
     tokens_per_second: float | None
     peak_memory_bytes: float | None
+    train_seconds: float | None
+    """In optimizer steps, without validation and saving."""
+    seconds_to_best: float | None
+    """The part of ``train_seconds`` up to the best validation."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -49,6 +53,7 @@ def summarize(run: Run) -> RunSummary:
     untouched = validation[validation["step"] == 0]
     length, censored = effective_length(validation)
     by_epoch = epoch_means(metrics)
+    seconds = metrics["tokens"] / metrics["tokens_per_second"]
     return RunSummary(
         start_nll=_number(untouched["nll"].iloc[0]) if len(untouched) else None,
         best_nll=_number(best["nll"]) if best is not None else None,
@@ -67,6 +72,8 @@ def summarize(run: Run) -> RunSummary:
         tokens=_number(metrics["tokens"].sum()) if len(metrics) else None,
         tokens_per_second=_number(metrics["tokens_per_second"].median()),
         peak_memory_bytes=_number(metrics["peak_memory_bytes"].max()),
+        train_seconds=_number(seconds.sum()) if len(metrics) else None,
+        seconds_to_best=_number(seconds[metrics["step"] <= best["step"]].sum()) if best is not None else None,
     )
 
 

@@ -25,6 +25,12 @@ class Size(Section):
     """Config keys for every run (fewer epochs, another model)."""
     arms: tuple[str, ...] | None = None
     """Only these arms, by name."""
+    domains: tuple[str, ...] | None = None
+    """Only these domains, by name."""
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Other values for keys of the grid."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first so many rows of the training data, and half as many of the validation data."""
     evaluate: str | None = None
     """Suite to evaluate each run's best checkpoint on, for retention."""
 
@@ -49,6 +55,8 @@ class Plan(Section):
     """Config key -> values; all combinations, within every arm."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of every combination."""
+    domains: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Data sets, each a set of config keys: the whole plan is run, and compared, once for each."""
     baseline: str | None = None
     """Arm the others are compared with; the first when omitted."""
     metric: str = "best_nll"
@@ -58,27 +66,60 @@ class Plan(Section):
     sizes: dict[str, Size] = Field(default_factory=dict)
     """Smaller and larger versions of the same plan, by name."""
 
+    def by_domain(self, names: Sequence[str] | None = None) -> dict[str | None, "Plan"]:
+        """The plan once for each of its domains (the named ones), or itself under None where it has none.
+
+        Raises:
+            UserError: a domain that the plan does not have.
+        """
+        domains = _chosen(self.domains, names or None, "the plan has no domain")
+        if not domains:
+            return {None: self}
+        return {
+            name: self.model_copy(
+                update={"title": f"{self.title} – {name}", "overrides": {**keys, **self.overrides}, "domains": {}}
+            )
+            for name, keys in domains.items()
+        }
+
     def sized(self, size: str | None) -> "Plan":
         """The plan at one of its sizes.
 
         Raises:
-            UserError: the plan has no such size, or the size names an arm that is not there.
+            UserError: the plan has no such size, or the size names an arm or a domain that is not there.
         """
         if size is None:
             return self
         if size not in self.sizes:
             raise UserError(f'the plan has no size "{size}".{did_you_mean(size, self.sizes)}')
         chosen = self.sizes[size]
-        arms = self.arms
-        if chosen.arms is not None:
-            unknown = [name for name in chosen.arms if name not in arms]
-            if unknown:
-                raise UserError(f'size "{size}" names the arm "{unknown[0]}".{did_you_mean(unknown[0], arms)}')
-            arms = {name: arms[name] for name in chosen.arms}
-        update: dict[str, Any] = {"arms": arms, "overrides": {**self.overrides, **chosen.overrides}, "sizes": {}}
+        domains = _chosen(self.domains, chosen.domains, f'size "{size}" names the domain')
+        if chosen.limit is not None:
+            domains = {name: _limited(keys, chosen.limit) for name, keys in domains.items()}
+        update: dict[str, Any] = {
+            "arms": _chosen(self.arms, chosen.arms, f'size "{size}" names the arm'),
+            "domains": domains,
+            "grid": {**self.grid, **chosen.grid},
+            "overrides": {**self.overrides, **chosen.overrides},
+            "sizes": {},
+        }
         update |= {"seeds": chosen.seeds} if chosen.seeds is not None else {}
         update |= {"evaluate": chosen.evaluate} if chosen.evaluate is not None else {}
         return self.model_copy(update=update)
+
+
+def _chosen(options: dict[str, Any], names: Sequence[str] | None, what: str) -> dict[str, Any]:
+    """The named ones; all where nothing is named."""
+    for name in names or ():
+        if name not in options:
+            raise UserError(f'{what} "{name}".{did_you_mean(name, options)}')
+    return options if names is None else {name: options[name] for name in names}
+
+
+def _limited(keys: dict[str, Any], limit: int) -> dict[str, Any]:
+    """A domain's keys with fewer rows."""
+    fewer = {"data.train": limit, "data.validation": max(1, limit // 2)}
+    return {key: {"path": value, "limit": fewer[key]} if key in fewer else value for key, value in keys.items()}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a sweep found: a table over seeds, tests against the baseline, main effects, failures apart."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,20 @@ def write_sweep_report(
             for axes, effect in zip(panels, effects, strict=True):
                 draw_main_effects(axes, effect, plan.metric)
             save_png(figure, output / "main_effects.png")
+
+
+def write_overview(reports: Mapping[str, dict[str, Any]], plan: Plan, output: Path) -> None:
+    """Write ``domains.json`` and ``domains.md``: every domain's groups and what they differ from its baseline by."""
+    rows = [
+        {"domain": domain, "group": d["group"], **{key: d[key] for key in ("value", "half_width", "p", "n", "outcome")}}
+        for domain, report in reports.items()
+        for d in (report["comparison"] or {"differences": []})["differences"]
+        if d["metric"] == plan.metric
+    ]
+    overview = {"schema": 1, "title": plan.title, "metric": plan.metric, "rows": rows}
+    (output / "domains.json").write_text(json.dumps(overview, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    page = pages.render("domains.md.j2", overview=overview, reports=reports, words=METRICS[plan.metric][0])
+    (output / "domains.md").write_text(page, encoding="utf-8")
 
 
 def _baseline(plan: Plan, groups: Sequence[str]) -> str | None:

@@ -19,6 +19,7 @@ def sweep(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides for every run.")
     ] = None,
     size: Annotated[str | None, typer.Option(help="One of the plan's sizes.")] = None,
+    domain: Annotated[list[str] | None, typer.Option(help="Only this domain of the plan; may be repeated.")] = None,
     config: Annotated[str | None, typer.Option(help="Training config, or a short name from `entrodrop ls`.")] = None,
     recipe: Annotated[str, typer.Option(help="Recipe, with --config.")] = "lora_finetune",
     grid: Annotated[list[str] | None, typer.Option(help="KEY=VALUE,VALUE,...; several make all combinations.")] = None,
@@ -45,32 +46,47 @@ def sweep(
     import signal
 
     from entrodrop_tune.analysis.sweep_plan import trials
-    from entrodrop_tune.analysis.sweep_report import build_sweep_report, write_sweep_report
-    from entrodrop_tune.analysis.sweep_run import run_sweep
+    from entrodrop_tune.analysis.sweep_report import write_overview
     from entrodrop_tune.cli.catalog import configs, find
 
     # With --config there is no plan file, so the first positional argument is an override.
     if plan is not None and "=" in str(plan):
         plan, overrides = None, [str(plan), *(overrides or [])]
     chosen = _plan(plan, size, config, recipe, grid or [], seeds, evaluate, overrides or [])
-    todo = trials(chosen)
-    file = find(chosen.config, configs(), "config")
-    _check(file, todo)
+    file = find(chosen.config, configs(), "config").resolve()
+    parts = {name: (part, trials(part)) for name, part in chosen.by_domain(domain).items()}
+    for _, todo in parts.values():
+        _check(file, todo)
     if dry_run:
-        for trial in todo:
-            print(trial.name, *trial.overrides)
+        for name, (_, todo) in parts.items():
+            for trial in todo:
+                print(*([f"{name}:"] if name else []), trial.name, *trial.overrides)
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run in progress saves first
-    results = run_sweep(chosen, todo, output, file.resolve(), _progress(len(todo)))
-    report, runs = build_sweep_report(chosen, results, output)
-    groups = [result.trial.group for result in results if result.state == "done"]
-    write_sweep_report(report, chosen, runs, output, groups)
+    reports = {}
+    for name, (part, todo) in parts.items():
+        reports[name] = _run(part, todo, output / name if name else output, file, quiet=as_json)
+        if reports[name]["unfinished"]:
+            break
+    if None not in reports:
+        write_overview({str(name): report for name, report in reports.items()}, chosen, output)
     if as_json:
-        print(json.dumps(report))
-    else:
-        _print(report, output)
-    if report["failed"] or report["unfinished"]:
+        print(json.dumps(reports.get(None, reports)))
+    if any(report["failed"] or report["unfinished"] for report in reports.values()):
         raise typer.Exit(1)
+
+
+def _run(plan: "Plan", todo: "list[Trial]", output: Path, config: Path, quiet: bool) -> dict[str, Any]:
+    from entrodrop_tune.analysis.sweep_report import build_sweep_report, write_sweep_report
+    from entrodrop_tune.analysis.sweep_run import run_sweep
+
+    results = run_sweep(plan, todo, output, config, _progress(len(todo)))
+    report, runs = build_sweep_report(plan, results, output)
+    groups = [result.trial.group for result in results if result.state == "done"]
+    write_sweep_report(report, plan, runs, output, groups)
+    if not quiet:
+        _print(report, output)
+    return report
 
 
 def _plan(

@@ -3,13 +3,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from entrodrop_tune.analysis.runs import load_runs
-from entrodrop_tune.analysis.sweep_plan import Plan, parse_grid, read_plan, trials
+from entrodrop_tune.analysis.sweep_plan import Plan, Size, parse_grid, read_plan, trials
 from entrodrop_tune.analysis.sweep_report import build_sweep_report, main_effects, write_sweep_report
 from entrodrop_tune.analysis.sweep_run import Result
 from entrodrop_tune.cli.main import app
@@ -82,6 +83,43 @@ def test_a_misspelt_plan_key_is_refused(tmp_path):
     (tmp_path / "plan.yaml").write_text("title: t\nconfig: c\nseed: [0]\n")
     with pytest.raises(UserError, match=r'unknown key "seed".* Did you mean "seeds"'):
         read_plan(tmp_path / "plan.yaml")
+
+
+def test_a_plan_runs_once_for_each_domain():
+    domains = {"a": {"data.train": "a.jsonl"}, "b": {"data.train": "b.jsonl"}}
+    plan = PLAN.model_copy(update={"domains": domains, "overrides": {"epochs": 2}})
+    assert PLAN.by_domain() == {None: PLAN}
+    assert list(plan.by_domain()) == ["a", "b"] and list(plan.by_domain(["b"])) == ["b"]
+    assert plan.by_domain()["b"].overrides == {"data.train": "b.jsonl", "epochs": 2}
+    with pytest.raises(UserError, match='no domain "c"'):
+        plan.by_domain(["c"])
+
+
+def test_a_limited_size_takes_fewer_rows():
+    domains = {"a": {"data.train": "a.jsonl", "data.validation": "v.jsonl"}}
+    plan = PLAN.model_copy(update={"domains": domains, "sizes": {"small": Size(limit=9)}})
+    assert plan.sized("small").by_domain()["a"].overrides == {
+        "data.train": {"path": "a.jsonl", "limit": 9}, "data.validation": {"path": "v.jsonl", "limit": 4},
+    }  # fmt: skip
+
+
+STUDIES = sorted(path for path in (Path(__file__).parents[2] / "studies").glob("*.yaml") if path.name != "base.yaml")
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_is_valid_at_every_size(path):
+    from entrodrop_tune.training.launch import load_config
+
+    plan = read_plan(path)
+    assert {"minutes", "hours", "full"} <= set(plan.sizes)
+    for size in (None, *plan.sizes):
+        for part in plan.sized(size).by_domain().values():
+            found = trials(part)
+            assert part.baseline is None or part.baseline in {trial.group for trial in found}
+            for trial in found[: len(found) // len(part.seeds)]:
+                config = load_config(part.config, ["output_dir=unused", *trial.overrides])
+                # The recipe and the adapter section must agree, or the run is refused when it starts.
+                assert (config.adapter is None) == (trial.recipe == "full_finetune")
 
 
 def finished(folder, plan, best):
