@@ -7,7 +7,7 @@ contender once), so a slow moment of the machine hits all alike; medians over ro
 the ratio to the bare products of the same round. Peak memory, counted in a separate pass from the allocator, excludes
 inputs. Peers outside the environment take part if they can be imported: to add them without touching it,
 `pip install --no-deps --target peers trl liger-kernel cut-cross-entropy triton` and run with PYTHONPATH=peers.
-Results for other shapes, dtypes and contenders already in the JSON file are kept.
+Results for other shapes, dtypes, thread counts and contenders already in the JSON file are kept.
 """
 
 import argparse
@@ -132,9 +132,11 @@ def contenders() -> dict[str, Callable[[Problem], None]]:
 
 def seconds(run: Callable[[Problem], None], p: Problem) -> float:
     p.clear()
-    start = time.perf_counter()
+    # On one thread, processor time is the work, whatever else the machine does; on several, time on the wall.
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     run(p)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def peak_bytes(run: Callable[[Problem], None], p: Problem) -> int:
@@ -227,6 +229,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", default="1024,576,49152", help="rows,dim,vocabulary")
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", action="append", default=[], help="a contender's name; may be repeated")
     parser.add_argument("--json", type=Path, help="merge the results into this file")
@@ -234,6 +237,7 @@ def main() -> None:
     shape = tuple(int(part) for part in args.shape.split(","))
     if len(shape) != 3:
         raise SystemExit(f"--shape {args.shape}: give rows,dim,vocabulary")
+    torch.set_num_threads(args.threads)
     result = measure(shape, getattr(torch, args.dtype), args.repeats, args.only)
     print(f"{'':56s} {'s':>7s} {'x products':>10s} {'extra / logits':>14s}")
     for name, row in result.items():
@@ -242,7 +246,7 @@ def main() -> None:
         )
     if args.json:
         merged = json.loads(args.json.read_text()) if args.json.exists() else {}
-        entry = merged.setdefault(f"{args.shape} {args.dtype}", {"runs": {}})
+        entry = merged.setdefault(f"{args.shape} {args.dtype} threads={args.threads}", {"runs": {}})
         entry["environment"] = environment()
         # The products are timed again in every call; each contender's ratio is to those of its own call.
         entry["runs"].update(result)

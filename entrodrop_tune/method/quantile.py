@@ -21,15 +21,16 @@ class QuantileSketch:
     merged tokens only. So a threshold cannot change within a step, whatever the microbatches.
 
     Args:
-        half_life: tokens after which a token counts half. The default forgets within about one small epoch and its
-            sampling error is below half a percentile.
+        half_life: tokens after which a token counts half. Memory steadies the estimate and makes it lag: on real
+            entropies the default is off by 0.2 percentiles on average while they stand still, and too high by 7 while
+            each step of 512 tokens lowers them all by 2 %.
 
     Attributes:
         counts: fp64 ``[bins]`` on CPU, the merged, faded counts.
         pending: fp64 ``[bins]`` on CPU, tokens since the last commit; a plain sum, so ``all_reduce`` merges ranks.
     """
 
-    def __init__(self, half_life: float = 16384.0) -> None:
+    def __init__(self, half_life: float = 4096.0) -> None:
         if not half_life > 0:
             raise ValueError(f"half_life = {half_life}: must be a positive number of tokens")
         self.half_life = float(half_life)

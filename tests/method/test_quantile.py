@@ -38,6 +38,20 @@ def test_within_one_percentile_on_real_values(statistic, tokens_a_step):
         assert below - 0.01 <= q <= not_above + 0.01, (q, estimate)
 
 
+def test_lags_little_behind_entropies_that_fall():
+    """The docstring's figure: every step lowers all entropies by 2 %."""
+    values = load_file(FIXTURE)["entropy"].float()
+    generator = torch.Generator().manual_seed(0)
+    sketch, errors = QuantileSketch(), []
+    for step in range(100):
+        scale = 0.98**step
+        if step > 20:
+            errors.append(float((values * scale < sketch.quantile(0.5)).double().mean()) - 0.5)
+        sketch.update(values[torch.randint(values.numel(), (512,), generator=generator)] * scale)
+        sketch.commit()
+    assert 0 < sum(errors) / len(errors) < 0.08
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.integers(2, 500), st.floats(0.01, 0.99), st.sampled_from([0.1, 1.0, 3.0]))
 def test_value_is_within_a_bin_of_the_exact_one(seed, n, q, spread):
