@@ -79,7 +79,8 @@ def test_saved_directory_is_the_same_model(family, tmp_path, max_shard_size):
     tokens = _tokens()
     decoder = load_model(ModelConfig(path=str(family)))
     save_hf(decoder.state_dict(), family, tmp_path, max_shard_size)
-    assert len(list(tmp_path.glob("*.safetensors"))) == 1 if max_shard_size == "5GB" else 2
+    shards = len(list(tmp_path.glob("*.safetensors")))
+    assert shards == 1 if max_shard_size == "5GB" else shards > 1
     assert torch.equal(_hf_logits(tmp_path, tokens), _hf_logits(family, tokens))
     assert torch.equal(_logits(load_model(ModelConfig(path=str(tmp_path))), tokens), _logits(decoder, tokens))
     conversation = [{"role": "user", "content": "48/2?"}]
@@ -134,3 +135,17 @@ def test_fresh_adapter_changes_nothing_and_only_it_is_trainable(family, kind):
     suffixes = {name.split(".", 3)[3] for name in trainable}
     parts = {"lora_a.weight", "lora_b.weight"} | ({"magnitude"} if kind == "dora" else set())
     assert suffixes == {f"{m}.{p}" for m in ("q_proj",) for p in parts} | {f"{m}.{p}" for m in ("w2",) for p in parts}
+
+
+def test_configs_written_by_transformers_4_read_the_same(tmp_path):
+    path = family_dir("llama3.1", tmp_path / "model")
+    expected = _hf_logits(path, _tokens())
+    config = json.loads((path / "config.json").read_text())
+    scaling = config.pop("rope_parameters")
+    config |= {"rope_theta": scaling.pop("rope_theta"), "rope_scaling": scaling, "torch_dtype": config.pop("dtype")}
+    (path / "config.json").write_text(json.dumps(config))
+    decoder = load_model(ModelConfig(path=str(path)))
+    torch.testing.assert_close(_logits(decoder, _tokens()), expected, atol=1e-4, rtol=0)
+    save_hf(decoder.state_dict(), path, tmp_path / "saved")
+    assert torch.equal(_hf_logits(tmp_path / "saved", _tokens()), expected)
+    assert "torch_dtype" not in json.loads((tmp_path / "saved" / "config.json").read_text())
