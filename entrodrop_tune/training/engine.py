@@ -187,7 +187,7 @@ class Engine:
             "entropy_mean": result.entropy_mean,
             "threshold": dropper.threshold,
             "drop_rate": dropper.drop_rate,
-            "lr": self.run.lr_scheduler.get_last_lr()[0],
+            "lr": float(self.run.lr_scheduler.get_last_lr()[0]),
             "tokens": result.valid,
             "tokens_per_second": result.valid / result.seconds,
             "peak_memory_bytes": _peak_memory(self.world.device),

@@ -71,12 +71,15 @@ class RunState:
         options = _FULL if self.config.adapter is None or merged else _FULL_TRAINED
         return Snapshot(
             model=get_model_state_dict(self.decoder, options=options),
-            optimizer=get_optimizer_state_dict(self.decoder, self.optimizer, options=_FULL),
+            optimizer={
+                "optimizer": get_optimizer_state_dict(self.decoder, self.optimizer, options=_FULL),
+                "lr_scheduler": self.lr_scheduler.state_dict(),
+            },
             tensors={
                 **_prefixed("dropper", self.dropper.state_dict(world)),
                 **_prefixed("validator", self.validator.state_dict()),
             },
-            values={"progress": asdict(self.progress), "lr_scheduler": self.lr_scheduler.state_dict()},
+            values={"progress": asdict(self.progress)},
         )
 
     def restore(self, folder: Path) -> None:
@@ -88,13 +91,11 @@ class RunState:
             options = StateDictOptions(full_state_dict=True, strict=False)
             trained: dict[str, Any] = load_file(resume / "trained.safetensors")
             set_model_state_dict(self.decoder, trained, options=options)
-        set_optimizer_state_dict(
-            self.decoder,
-            self.optimizer,
-            _join_optimizer(load_file(resume / "optimizer.safetensors"), values["optimizer"]),
-            options=StateDictOptions(full_state_dict=True),
-        )
-        self.lr_scheduler.load_state_dict(values["lr_scheduler"])
+        # Quantised optimizers keep tensor subclasses, which safetensors cannot hold; weights_only runs no code.
+        saved = torch.load(resume / "optimizer.pt", weights_only=True)
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.decoder, self.optimizer, saved["optimizer"], options=options)
+        self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
         self.dropper.load_state_dict(_unprefixed("dropper", tensors))
         self.validator.load_state_dict(_unprefixed("validator", tensors))
         self.progress = Progress(**values["progress"])
@@ -110,7 +111,7 @@ class Snapshot:
     values: dict[str, Any]
 
     def write(self, folder: Path, config: RunConfig) -> None:
-        """Fill ``folder``: the model (or adapter) for everyone, ``resume/`` for this engine. No pickle anywhere."""
+        """Fill ``folder``: the model (or adapter) for everyone, ``resume/`` for this engine."""
         resume = folder / RESUME
         resume.mkdir()
         if config.adapter is None:
@@ -121,35 +122,9 @@ class Snapshot:
             save_file(trained, resume / "trained.safetensors")
             if config.checkpoint.save_merged:
                 save_merged(self.model, config.adapter, config.model.path, folder / "merged")
-        moments, groups = _split_optimizer(self.optimizer)
-        save_file(moments, resume / "optimizer.safetensors")
+        torch.save(self.optimizer, resume / "optimizer.pt")
         save_file(self.tensors, resume / "state.safetensors")
-        (resume / "state.json").write_text(json.dumps({**self.values, "optimizer": groups}, indent=1) + "\n")
-
-
-def _split_optimizer(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by ``parameter|key`` for safetensors; the rest (hyper-parameters, plain numbers) for JSON."""
-    tensors = {}
-    plain: dict[str, Any] = {}
-    for parameter, values in state["state"].items():
-        for key, value in values.items():
-            if isinstance(value, Tensor):
-                tensors[f"{parameter}|{key}"] = value.contiguous()
-            else:
-                plain[f"{parameter}|{key}"] = value
-    groups = [
-        {key: value.item() if isinstance(value, Tensor) else value for key, value in group.items()}
-        for group in state["param_groups"]
-    ]
-    return tensors, {"plain": plain, "param_groups": groups}
-
-
-def _join_optimizer(tensors: dict[str, Tensor], groups: dict[str, Any]) -> dict[str, Any]:
-    state: dict[str, dict[str, Any]] = {}
-    for joined, value in {**tensors, **groups["plain"]}.items():
-        parameter, _, key = joined.rpartition("|")
-        state.setdefault(parameter, {})[key] = value
-    return {"state": state, "param_groups": groups["param_groups"]}
+        (resume / "state.json").write_text(json.dumps(self.values, indent=1) + "\n")
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 
 ROOT = Path(__file__).parent.parent.parent
@@ -61,8 +62,13 @@ def journal(run: Path) -> dict[str, list[dict]]:
 
 
 def weights(folder: Path) -> dict[str, str]:
-    """A hash of each tensor in a checkpoint folder's safetensors files, resume state included."""
+    """A hash of each tensor in a checkpoint folder, resume state included."""
     digests = {}
+    optimizer = torch.load(folder / "resume" / "optimizer.pt", weights_only=True)["optimizer"]
+    for name, values in optimizer["state"].items():
+        digests[f"optimizer:{name}"] = hashlib.sha256(
+            repr([(k, v.tolist()) for k, v in values.items()]).encode()
+        ).hexdigest()
     for path in sorted(folder.rglob("*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a mapping)

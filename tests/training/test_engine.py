@@ -14,7 +14,8 @@ from entrodrop_tune.errors import UserError
 from entrodrop_tune.models import load_tokenizer
 from entrodrop_tune.training.engine import TrainingFailure
 from entrodrop_tune.training.launch import load_config, run_training
-from tests.training.runs import ADAPTER, TINY, lines, overrides
+from tests.tiny import tiny_model_dir
+from tests.training.runs import ADAPTER, TINY, journal, lines, overrides
 
 
 @pytest.fixture
@@ -130,6 +131,7 @@ def test_dropping_everything_updates_nothing_and_is_counted(train, lively_model)
         ["dtype=bf16-mixed"],
         ["dtype=bf16"],
         ["optimizer._component_=torch.optim.SGD"],
+        ["optimizer.fused=true"],
         ["lr_scheduler.name=wsd"],
         ["lr_scheduler.name=linear"],
     ],
@@ -222,3 +224,30 @@ def test_mistakes_are_named_before_training(train, override, message, tmp_path):
     with pytest.raises(UserError, match=message):
         train(*override.split())
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        ("full_finetune", ["optimizer._component_=torchao.optim.AdamW8bit"]),
+        ("lora_finetune", ["adapter.type=qlora", "dtype=bf16"]),
+    ],
+)
+def test_quantised_states_survive_a_resume(recipe, more, tiny_data, tmp_path):
+    """8-bit optimizer moments and a 4-bit base: large enough layers that quantisation applies."""
+    model = tiny_model_dir(
+        tmp_path / "model", hidden_size=128, intermediate_size=256, num_attention_heads=2, num_key_value_heads=2
+    )
+
+    def run(name, *also):
+        config = load_config(TINY, overrides(model, tiny_data, tmp_path / name, *more, *also))
+        assert run_training(recipe, config) == 0
+        return journal(tmp_path / name)
+
+    whole = run("whole")
+    run("halves", "max_steps=7")
+    resumed = run("halves", "resume=true")
+    # A run that stops at step 7 also validates there.
+    resumed["validation.jsonl"] = [row for row in resumed["validation.jsonl"] if row["step"] != 7]
+    assert resumed == whole
