@@ -39,5 +39,8 @@ test: setup  ## all tests, the slow ones too: under 10 minutes on two cores
 test-fast: setup  ## unit tests only
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
+gpu-check: setup  ## what only a GPU can show: parity, QLoRA, FSDP2, resume, speed; writes gpu-check.json
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python benchmarks/gpu_check.py --json gpu-check.json
+
 clean:  ## remove what the demo made
 	rm -rf demo

@@ -4,12 +4,11 @@
 
 Every trainer takes the same batches of the same tokens, fp32 or bf16 weights as stock torchtune has them, AdamW. Speed:
 all trainers live in one process and take turns, a step each; the median over rounds is compared. Memory: each trainer
-alone in a process of its own, peak resident size minus that of a process that has only imported the libraries.
+alone in a process of its own, its peak (CPU: resident size) minus that of a process without a trainer.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -24,18 +23,19 @@ from torch import nn
 from entrodrop_tune.data import Batch, DataConfig, collate, epoch_rows, load_data
 from entrodrop_tune.method import TokenSelector
 from entrodrop_tune.models import AdapterConfig, ModelConfig, load_model, load_tokenizer, pad_id, read_architecture
-from entrodrop_tune.training.journal import machine, now, versions
+from entrodrop_tune.training.journal import machine, now, peak_memory, versions
 from entrodrop_tune.training.loss_model import LossModel
+from entrodrop_tune.training.validation import to_device
 
 RANK, ALPHA = 8, 16
 TRAINERS = ("ours, drop 0", "ours, drop 0.5", "torchtune 0.6.1", "TRL SFTTrainer")
 Step = Callable[[Batch], float]
 
 
-def ours(model_dir: str, lora: bool, dtype: torch.dtype, drop: float) -> Step:
+def ours(model_dir: str, lora: bool, dtype: torch.dtype, device: str, drop: float) -> Step:
     """Our engine's step (``training/step.py`` without its bookkeeping over processes)."""
     adapter = AdapterConfig(rank=RANK, alpha=ALPHA) if lora else None
-    model = LossModel(load_model(ModelConfig(path=model_dir), adapter, dtype=dtype))
+    model = LossModel(load_model(ModelConfig(path=model_dir), adapter, dtype=dtype, device=device))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
     # A threshold above every entropy makes each token a candidate: the drop rate is then the dropped share.
     rule = TokenSelector("entropy").at(epoch=0, threshold=100.0, drop_rate=drop)
@@ -49,7 +49,7 @@ def ours(model_dir: str, lora: bool, dtype: torch.dtype, drop: float) -> Step:
     return step
 
 
-def torchtune_stock(model_dir: str, lora: bool, dtype: torch.dtype) -> Step:
+def torchtune_stock(model_dir: str, lora: bool, dtype: torch.dtype, device: str) -> Step:
     """The step of torchtune's single-device recipes: chunked output, ``CEWithChunkedOutputLoss``, ``scale_grads``."""
     from torchtune.models.convert_weights import hf_to_tune
     from torchtune.models.llama3_2 import llama3_2, lora_llama3_2
@@ -79,7 +79,7 @@ def torchtune_stock(model_dir: str, lora: bool, dtype: torch.dtype) -> Step:
     hf.pop("lm_head.weight", None)
     weights = hf_to_tune(hf, num_heads=a.num_heads, num_kv_heads=a.num_kv_heads, dim=a.embed_dim)
     model.load_state_dict(weights, strict=False)
-    model.to(dtype)
+    model.to(device=device, dtype=dtype)
     if lora:
         set_trainable_params(model, get_adapter_params(model))
     loss_fn = CEWithChunkedOutputLoss()
@@ -100,7 +100,7 @@ def _rope_theta(model_dir: str) -> float:
     return config.get("rope_parameters", config)["rope_theta"]
 
 
-def trl_stock(model_dir: str, lora: bool, dtype: torch.dtype) -> Step:
+def trl_stock(model_dir: str, lora: bool, dtype: torch.dtype, device: str) -> Step:
     """``SFTTrainer.compute_loss`` with its default loss, then backward and AdamW as the other trainers do."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -108,7 +108,7 @@ def trl_stock(model_dir: str, lora: bool, dtype: torch.dtype) -> Step:
     from trl import SFTConfig, SFTTrainer
 
     model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype)
-    arguments = SFTConfig(output_dir=tempfile.mkdtemp(), use_cpu=True, report_to=[], bf16=False)
+    arguments = SFTConfig(output_dir=tempfile.mkdtemp(), use_cpu=device == "cpu", report_to=[], bf16=False)
     trainer = SFTTrainer(
         model=model,
         args=arguments,
@@ -143,9 +143,9 @@ def _finish(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tens
 def build(trainer: str, arguments: argparse.Namespace, lora: bool, dtype: torch.dtype) -> Step:
     torch.manual_seed(0)
     if trainer.startswith("ours"):
-        return ours(arguments.model, lora, dtype, float(trainer.rpartition(" ")[2]))
+        return ours(arguments.model, lora, dtype, arguments.device, float(trainer.rpartition(" ")[2]))
     stock = torchtune_stock if trainer.startswith("torchtune") else trl_stock
-    return stock(arguments.model, lora, dtype)
+    return stock(arguments.model, lora, dtype, arguments.device)
 
 
 def batches(arguments: argparse.Namespace) -> list[Batch]:
@@ -153,7 +153,13 @@ def batches(arguments: argparse.Namespace) -> list[Batch]:
     config = DataConfig(train=arguments.data, validation_fraction=0.0, max_length=512, cache_dir=None)
     rows = epoch_rows(load_data(config, tokenizer, progress=False), seed=0, epoch=0)
     size = arguments.batch_size
-    return [collate(rows[i : i + size], pad_id(tokenizer)) for i in range(0, len(rows) - size + 1, size)]
+    starts = range(0, len(rows) - size + 1, size)
+    return [to_device(collate(rows[i : i + size], pad_id(tokenizer)), arguments.device) for i in starts]
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
 
 
 def measure_speed(arguments: argparse.Namespace, lora: bool, dtype: torch.dtype) -> dict[str, dict[str, float]]:
@@ -165,8 +171,10 @@ def measure_speed(arguments: argparse.Namespace, lora: bool, dtype: torch.dtype)
     for number in range(arguments.rounds):
         batch = data[1 + number % (len(data) - 1)]
         for trainer, step in steps.items():
+            synchronize(arguments.device)
             started = time.perf_counter()
             step(batch)
+            synchronize(arguments.device)
             seconds[trainer].append(time.perf_counter() - started)
     whole = [loss for trainer, loss in first.items() if trainer != "ours, drop 0.5"]
     if max(whole) - min(whole) > 0.02 * max(whole):
@@ -178,6 +186,7 @@ def measure_memory(arguments: argparse.Namespace, mode: str, trainer: str) -> in
     """Peak resident bytes of two steps in a process of its own (``none``: of the imports and the data alone)."""
     command = [sys.executable, __file__, "--model", arguments.model, "--data", arguments.data, "--memory-of", trainer]
     command += ["--modes", mode, "--dtype", arguments.dtype, "--batch-size", str(arguments.batch_size)]
+    command += ["--device", arguments.device]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout.split()[-1])
 
@@ -188,7 +197,7 @@ def report_memory(arguments: argparse.Namespace, dtype: torch.dtype) -> None:
         step = build(arguments.memory_of, arguments, arguments.modes[0] == "lora", dtype)
         for batch in data[:2]:
             step(batch)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    print(peak_memory(torch.device(arguments.device)))
 
 
 def main() -> None:
@@ -196,6 +205,7 @@ def main() -> None:
     parser.add_argument("--model", required=True, help="Hugging Face model directory (a Llama with tied embeddings)")
     parser.add_argument("--data", required=True, help="JSONL training file")
     parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=7)
@@ -211,7 +221,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "started": now(),
         "versions": versions(),
-        "machine": machine(torch.device("cpu")),
+        "machine": machine(torch.device(arguments.device)),
         "threads": torch.get_num_threads(),
         "settings": {"dtype": arguments.dtype, "batch_size": arguments.batch_size, "rounds": arguments.rounds},
     }

@@ -4,7 +4,6 @@ train -> optimizer_step (step.py) -> LossModel.forward (loss_model.py) -> linear
 """
 
 import math
-import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from entrodrop_tune.training.build import Run
 from entrodrop_tune.training.checkpoint import CheckpointStore
 from entrodrop_tune.training.distributed import barrier
-from entrodrop_tune.training.journal import Journal, RunRecord
+from entrodrop_tune.training.journal import Journal, RunRecord, peak_memory
 from entrodrop_tune.training.step import StepResult, optimizer_step
 from entrodrop_tune.training.validation import score_samples
 
@@ -190,7 +189,7 @@ class Engine:
             "lr": float(self.run.lr_scheduler.get_last_lr()[0]),
             "tokens": result.valid,
             "tokens_per_second": result.valid / result.seconds,
-            "peak_memory_bytes": _peak_memory(self.world.device),
+            "peak_memory_bytes": peak_memory(self.world.device),
             "grad_norm": result.grad_norm,
         }
         if not self.world.is_main:
@@ -257,9 +256,3 @@ def _every(period: int | None, step: int) -> bool:
 def _seed_step(seed: int, step: int, rank: int) -> None:
     """Dropout and noise follow from (seed, step, rank) alone, so a resumed step draws what the first one drew."""
     torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

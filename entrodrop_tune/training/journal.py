@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import resource
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,13 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cpu_count": os.cpu_count(),
         "system": platform.system(),
     }
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes this process has held on ``device`` (CPU: its peak resident size)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 class Journal:

@@ -42,10 +42,11 @@ def microbatches(rows: Sequence[Row], size: int, world: World, pad_id: int) -> I
         batch = collate(mine or rows[:1], pad_id)
         if not mine:
             batch = replace(batch, labels=torch.full_like(batch.labels, IGNORE_INDEX))
-        yield _to(batch, world.device)
+        yield to_device(batch, world.device)
 
 
-def _to(batch: Batch, device: torch.device) -> Batch:
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """``batch`` with its tensors on ``device``."""
     return Batch(
         tokens=batch.tokens.to(device),
         labels=batch.labels.to(device),
