@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from entrodrop_tune.method.constants import IGNORE_INDEX
-from entrodrop_tune.method.tiles import RowStatistics, TiledLogits
+from entrodrop_tune.method.tiles import CPU_TILE, RowStatistics, TiledLogits
 
 Select = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``select(entropy [n], nll [n], rows [n]) -> [n]`` bool (keep) or float (weight, 0 drops).
@@ -149,7 +149,7 @@ class _Pass:
         self.hidden, self.labels, self.settings = hidden, labels, settings
         self.weight = weight.to(settings.dtype)
         self.rows = (labels != settings.ignore_index).nonzero().squeeze(1)
-        self.chunk = settings.chunk_size or _chunk_rows(self.rows.numel(), settings.dtype.itemsize)
+        self.chunk = settings.chunk_size or _chunk_rows(self.rows.numel(), self.weight)
         needed = settings.need_hidden or settings.need_weight
         top_k = getattr(settings.select, "top_k", None)
         self.tiles = TiledLogits(self.weight, min(self.chunk, self.rows.numel()), keep=needed, top_k=top_k)
@@ -258,9 +258,14 @@ class _Pass:
         )
 
 
-def _chunk_rows(valid: int, itemsize: int) -> int:
-    """Rows a chunk, balanced: an eighth of the fp32 logits less scratch, within what matrix products run well with."""
-    largest = min(max(valid * 4 // (9 * itemsize), 64), 512)
+def _chunk_rows(valid: int, weight: Tensor) -> int:
+    """Rows a chunk, balanced: working memory of an eighth of the fp32 logits, within what matrix products run well with.
+
+    A row costs its logits in the products' dtype and, in fp32, two tiles and two rows of inputs.
+    """
+    vocab, dim = weight.shape
+    row = vocab * weight.dtype.itemsize + 4 * 2 * (min(CPU_TILE, vocab) + dim)
+    largest = min(max(valid * vocab * 4 // 8 // row, 64), 512)
     chunks = max(1, -(-valid // largest))
     return max(1, -(-valid // chunks))
 

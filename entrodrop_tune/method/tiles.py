@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CPU_TILE = 2048
+# Columns. 2048 is 2 % faster on an idle machine, but each tile is ten parallel regions, and where other processes
+# compete for the cores every one of them waits for a thread that is not running.
+CPU_TILE = 4096
 
 
 class RowStatistics(NamedTuple):
