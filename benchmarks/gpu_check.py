@@ -130,7 +130,7 @@ def kill_and_resume(arguments: argparse.Namespace) -> dict[str, Any]:
 
 @check
 def loss_speed(_: argparse.Namespace) -> dict[str, Any]:
-    """Time and peak memory of the loss, forward and backward, over materialised cross-entropy's; medians, interleaved."""
+    """Time and peak memory of the loss (both passes) over those of materialised cross-entropy; medians, interleaved."""
     result = {}
     for rows, dim, vocabulary in ((2048, 1024, 49152), (4096, 2048, 128256), (4096, 1024, 151936)):
         hidden, weight, labels = _loss_inputs(torch.bfloat16, rows, dim, vocabulary)
