@@ -259,7 +259,7 @@ class _Pass:
 
 
 def _chunk_rows(valid: int, weight: Tensor) -> int:
-    """Rows a chunk, balanced: working memory of an eighth of the fp32 logits, within what matrix products run well with.
+    """Rows a chunk, balanced: working memory of an eighth of the fp32 logits, within what products run well with.
 
     A row costs its logits in the products' dtype and, in fp32, two tiles and two rows of inputs.
     """
