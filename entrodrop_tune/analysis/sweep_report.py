@@ -35,6 +35,7 @@ def build_sweep_report(plan: Plan, results: Sequence[Result], output: Path) -> t
         "plan": plan.model_dump(mode="json"),
         "trials": [{**result.as_dict()["trial"], **_outcome(result)} for result in results],
         "failed": [{"name": r.trial.name, "error": r.error} for r in results if r.state == "failed"],
+        "not_evaluated": [{"name": r.trial.name, "error": r.error} for r in results if r.state == "done" and r.error],
         "unfinished": [r.trial.name for r in results if r.state in ("interrupted", "not started")],
         "comparison": comparison.as_dict() if comparison else None,
         "main_effects": main_effects(plan, runs, trials),
@@ -89,10 +90,9 @@ def _levels(fit: Any, design: pd.DataFrame, column: pd.Series, factor: str) -> l
         row = design.mean()
         if factor in design.columns.get_level_values(0):
             row.loc[factor] = (design[factor].columns == level).astype(float)
-        test = fit.t_test(row.to_numpy())
-        value, half = float(np.ravel(test.effect)[0]), None
+        value, half = float(row.to_numpy() @ fit.params.to_numpy()), None
         if fit.df_resid > 0:
-            half = float(np.ravel(test.conf_int())[1]) - value
+            half = float(np.ravel(fit.t_test(row.to_numpy()).conf_int())[1]) - value
         levels.append({"level": level, "value": value, "half_width": half, "n": int((column == level).sum())})
     return levels
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,11 +53,10 @@ def run_sweep(
         times = [result.seconds for result in results if result.seconds is not None]
         report(number, trial, sum(times) / len(times) if times else 0.0)
         results.append(_run(trial, output, config))
-        if results[-1].state == "interrupted":
-            results += [Result(rest, "not started", None) for rest in todo[number + 1 :]]
-            break
         if plan.evaluate and results[-1].state == "done":
-            _evaluate(plan, output / "runs" / trial.name, output)
+            results[-1] = _evaluated(results[-1], plan.evaluate, output)
+        if results[-1].state == "interrupted":
+            return [*results, *(Result(rest, "not started", None) for rest in todo[number + 1 :])]
     return results
 
 
@@ -111,16 +110,18 @@ def _last_words(log: Path) -> str:
     return (errors or lines or ["no output"])[-1][:500]
 
 
-def _evaluate(plan: Plan, folder: Path, output: Path) -> None:
-    """Evaluate the untouched model once and each run's best checkpoint; what exists is kept."""
+def _evaluated(result: Result, suite: str, output: Path) -> Result:
+    """Evaluate the untouched model once and the run's best checkpoint, where that is not done yet."""
+    folder = output / "runs" / result.trial.name
     base = json.loads((folder / "run.json").read_text())["config"]["model"]["path"]
+    log = output / "logs" / f"{folder.name}-eval.log"
     for model, target in ((Path(base), output / "base_eval"), (folder / "best", folder / "eval")):
         if (target / "eval.json").is_file():
             continue
-        command = [
-            *(sys.executable, "-m", "entrodrop_tune.cli.main", "eval", str(model)),
-            *("--suite", str(plan.evaluate), "--output", str(target)),
-        ]
-        _, stopped = _call(command, output / "logs" / f"{folder.name}-eval.log")
+        command = [sys.executable, "-m", "entrodrop_tune.cli.main", "eval", str(model), "--suite", suite]
+        code, stopped = _call([*command, "--output", str(target)], log)
         if stopped:
-            raise KeyboardInterrupt
+            return replace(result, state="interrupted", error="interrupted; start the sweep again to go on")
+        if code != 0:
+            return replace(result, error=f"evaluation of {model} failed, exit code {code}: {_last_words(log)}")
+    return result

@@ -72,7 +72,7 @@ def sweep(
         write_overview({str(name): report for name, report in reports.items()}, chosen, output)
     if as_json:
         print(json.dumps(reports.get(None, reports)))
-    if any(report["failed"] or report["unfinished"] for report in reports.values()):
+    if any(report[key] for report in reports.values() for key in ("failed", "not_evaluated", "unfinished")):
         raise typer.Exit(1)
 
 
@@ -185,7 +185,7 @@ def _print(report: dict[str, Any], output: Path) -> None:
         console.print(table)
         for sentence in report["comparison"]["verdicts"]:
             console.print(sentence, markup=False, highlight=False)
-    for item in report["failed"]:
+    for item in [*report["failed"], *report["not_evaluated"]]:
         console.print(f"failed: {item['name']}: {item['error']}", markup=False, highlight=False, style="red")
     if report["unfinished"]:
         console.print(f"{len(report['unfinished'])} runs to do: start the same command again.", style="yellow")
