@@ -139,17 +139,16 @@ def seconds(run: Callable[[Problem], None], p: Problem) -> float:
     return clock() - start
 
 
-def peak_bytes(run: Callable[[Problem], None], p: Problem) -> int:
-    """Largest sum of live allocations during one call, results included."""
-    p.clear()
+def profiled(run: Callable[[Problem], None], p: Problem) -> tuple[float, int]:
+    """Seconds of one call, and the largest sum of live allocations during it, results included."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        run(p)
+        duration = seconds(run, p)
     live = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             live += event.nbytes()
             peak = max(peak, live)
-    return peak
+    return duration, peak
 
 
 def check(runs: dict[str, Callable[[Problem], None]], p: Problem) -> None:
@@ -179,7 +178,10 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int, wante
     small = Problem(64, 32, 500, dtype)
     check(runs, small)
     p = Problem(*shape, dtype)
-    warm = {name: seconds(run, p) for name, run in tqdm(runs.items(), desc="warm-up")}
+    # The profiled pass is the warm-up.
+    warm, peak = {}, {}
+    for name, run in tqdm(runs.items(), desc="memory"):
+        warm[name], peak[name] = profiled(run, p)
     slow = [name for name, t in warm.items() if t > SLOW * warm["products"]]
     times: dict[str, list[float]] = {name: [warm[name]] if name in slow else [] for name in runs}
     for _ in tqdm(range(repeats), desc="rounds"):
@@ -189,9 +191,9 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int, wante
     gradients = (rows * dim + vocab * dim) * dtype.itemsize
     logits = rows * vocab * dtype.itemsize
     result = {}
-    for name, run in tqdm(runs.items(), desc="memory"):
+    for name in runs:
         ratios = [t / base for t, base in zip(times[name], times["products"], strict=False)]
-        extra = peak_bytes(run, p) - gradients
+        extra = peak[name] - gradients
         result[name] = {
             "seconds_median": statistics.median(times[name]),
             "seconds_min": min(times[name]),
