@@ -111,14 +111,16 @@ class ConversationTokenizer:
         """Character ranges of the assistant's words in ``text``, from after the generation prompt."""
         spans, cursor = [], 0
         for index, message in enumerate(messages):
-            content = message["content"].strip()
+            content, start = message["content"].strip(), None
+            if message["role"] == "assistant":
+                prefix = self._render(messages[:index], generation_prompt=True) if index else ""
+                if len(prefix) >= cursor and text.startswith(prefix):
+                    start = cursor = len(prefix)
             at = text.find(content, cursor)
             if message["role"] == "assistant":
                 if at < 0:
                     raise RowError("malformed", f"the chat template changes the words of message {index + 1}")
-                prefix = self._render(messages[:index], generation_prompt=True) if index else ""
-                follows = cursor <= len(prefix) <= at and text.startswith(prefix)
-                spans.append((len(prefix) if follows else at, at + len(content)))
+                spans.append((at if start is None else start, at + len(content)))
             if at >= 0:
                 cursor = at + len(content)
         return spans

@@ -89,6 +89,16 @@ def test_answer_and_its_end_token_are_learned_and_nothing_else(name):
     assert tokens.ids[tokens.is_target][-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("answer", ["a", "assistant", "user", "\\", "im_end"])
+@pytest.mark.parametrize("name", ["chatml", "smollm2", "llama3", "llama2"])
+def test_answers_that_occur_in_the_templates_own_words(name, answer):
+    messages = [{"role": "user", "content": "user"}, {"role": "assistant", "content": answer}]
+    tokenizer, tokens = _tokenise(TEMPLATES[name], messages)
+    (learned,) = _runs(tokenizer, tokens)
+    assert learned.replace(" ", "") == f"{answer}<|im_end|>"
+    assert tokens.ids[tokens.is_target][-1] == tokenizer.eos_token_id
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_every_assistant_turn_is_learned_though_the_user_says_the_same(name):
     tokenizer, tokens = _tokenise(TEMPLATES[name], TWO_TURNS)
