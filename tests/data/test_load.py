@@ -322,3 +322,11 @@ def test_sources_may_be_paths(load, tmp_path):
         load([{"pth": str(one)}])
     with pytest.raises(UserError, match='"train" = \\[\\]'):
         load([])
+
+
+def test_limit_takes_the_first_rows(load, tmp_path):
+    path = str(_write(tmp_path / "a.jsonl", ROWS))
+    cache = str(tmp_path / "cache")
+    everything, few = (load([{"path": path, "limit": limit}], cache_dir=cache) for limit in (None, 5))
+    assert _ids(few.train) == _ids(everything.train)[:5]
+    assert few.report.train[0].rows == 5
