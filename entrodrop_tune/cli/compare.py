@@ -49,7 +49,7 @@ def compare(
         raise UserError("one evaluation is nothing to compare: give the base's, then one or more tuned ones")
     from entrodrop_tune.evaluation.comparison import compare_evaluations
     from entrodrop_tune.evaluation.results import load_results
-    from entrodrop_tune.evaluation.tables import print_comparison
+    from entrodrop_tune.evaluation.tables import print_comparison, print_costs
 
     base, *others = map(load_results, paths)
     comparisons = [compare_evaluations(base, other) for other in others]
@@ -60,6 +60,7 @@ def compare(
         return
     for comparison in comparisons:
         print_comparison(comparison, every_metric)
+    print_costs(comparisons, domain)
     if output is not None:
         print(f"written to {output}")
 
@@ -75,17 +76,13 @@ def _kind(path: Path) -> str:
 
 
 def _write(comparisons: "list[Comparison]", output: Path, domain: str) -> None:
-    from entrodrop_tune.evaluation.render import (
-        comparison_html,
-        comparison_markdown,
-        figure_bytes,
-        tradeoff_figure,
-    )
+    from entrodrop_tune.evaluation import render
 
     output.mkdir(parents=True, exist_ok=True)
     data = json.dumps([comparison.to_dict() for comparison in comparisons], indent=2)
     (output / "comparison.json").write_text(data + "\n", encoding="utf-8")
-    text = "\n".join(comparison_markdown(comparison, every_metric=True) for comparison in comparisons)
+    sections = [render.comparison_markdown(comparison, every_metric=True) for comparison in comparisons]
+    text = "\n".join([*sections, render.markdown_table(*render.cost_table(comparisons, domain)), ""])
     (output / "comparison.md").write_text(text, encoding="utf-8")
-    (output / "comparison.html").write_text(comparison_html(comparisons, domain), encoding="utf-8")
-    (output / "tradeoff.png").write_bytes(figure_bytes(tradeoff_figure(comparisons, domain), "png"))
+    (output / "comparison.html").write_text(render.comparison_html(comparisons, domain), encoding="utf-8")
+    (output / "tradeoff.png").write_bytes(render.figure_bytes(render.tradeoff_figure(comparisons, domain), "png"))

@@ -21,9 +21,10 @@ from entrodrop_tune.evaluation.statistics import (
     sign_flip_p,
     weighted_mean,
 )
+from entrodrop_tune.evaluation.training_cost import TrainingCost, training_cost
 
 # Settings that must agree for two scores to be comparable.
-_MUST_AGREE = ("seed", "dtype", "batch_size", "chat_template", "backend")
+_MUST_AGREE = ("seed", "dtype", "batch_size", "chat_template", "chat_template_hash", "backend")
 ALPHA = 0.05
 
 
@@ -79,10 +80,11 @@ class GroupSummary:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What ``compare_evaluations`` finds."""
+    """What ``compare_evaluations`` finds; ``cost`` is what the tuned model's run used, where its folder is found."""
 
     base: str
     tuned: str
+    cost: TrainingCost | None
     rows: tuple[Row, ...]
     groups: tuple[GroupSummary, ...]
     retention: Retention | None
@@ -99,6 +101,7 @@ class Comparison:
             "schema": 1,
             "base": self.base,
             "tuned": self.tuned,
+            "training": asdict(self.cost) if self.cost else None,
             "rows": rows,
             "groups": [asdict(group) for group in self.groups],
             "retention": asdict(self.retention) if self.retention else None,
@@ -133,6 +136,7 @@ def compare_evaluations(base: EvalResults, tuned: EvalResults, seed: int = 0) ->
     return Comparison(
         base=base.model.path,
         tuned=tuned.model.path,
+        cost=training_cost(tuned.model.path),
         rows=tuple(rows),
         groups=tuple(_group_summaries(rows)),
         retention=retention_index(base, tuned, seed=seed),

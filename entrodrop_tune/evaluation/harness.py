@@ -16,7 +16,7 @@ from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
 
 from entrodrop_tune.errors import UserError, did_you_mean
-from entrodrop_tune.evaluation.models import ModelSource
+from entrodrop_tune.evaluation.models import ModelSource, chat_template_hash, tokenizer_folder
 from entrodrop_tune.evaluation.results import Item, TaskSummary
 from entrodrop_tune.evaluation.summary import item_scores, summarise
 from entrodrop_tune.evaluation.task_data import chosen_data
@@ -102,9 +102,13 @@ class Harness:
         with contextlib.redirect_stdout(sys.stderr):  # task code prints; our standard output may be JSON
             task = self._manager.load([name])["tasks"][name]
         metadata = task.config.metadata
-        wants_chat = bool(metadata.get("chat_template", False))
-        chat = wants_chat if self.settings.chat_template == "auto" else self.settings.chat_template == "always"
-        return PreparedTask(name, task, metadata, chat, bool(task.config.unsafe_code))
+        return PreparedTask(name, task, metadata, self._uses_chat(metadata), bool(task.config.unsafe_code))
+
+    def _uses_chat(self, metadata: dict[str, Any]) -> bool:
+        wanted, available = self.settings.chat_template, chat_template_hash(self.source) is not None
+        if wanted == "always" and not available:
+            raise UserError(f"{self.source.path} has no chat template: use --chat-template auto or never")
+        return available and (wanted == "always" or (wanted == "auto" and bool(metadata.get("chat_template"))))
 
     @property
     def model(self) -> Any:
@@ -164,6 +168,7 @@ def _load_model(source: ModelSource, settings: Settings) -> Any:
     from lm_eval.api.registry import get_model
 
     arguments: dict[str, Any] = {"pretrained": str(source.base), "dtype": DTYPES[settings.dtype]}
+    arguments["tokenizer"] = str(tokenizer_folder(source))
     if settings.backend == "vllm":
         if source.adapter:
             arguments["lora_local_path"] = str(source.adapter)

@@ -44,10 +44,14 @@ class ModelSource:
 def resolve_model(path: Path | str, base: Path | str | None = None) -> ModelSource:
     """Find out what ``path`` holds; ``base`` overrides the base model an adapter names.
 
+    A training run's folder stands for its best checkpoint (its last one, if none was the best).
+
     Raises:
         UserError: no such directory, neither a model nor an adapter in it, or the adapter's base is missing.
     """
     path = Path(path)
+    if (path / "run.json").exists() and not (path / "config.json").exists():
+        path = path / "best" if (path / "best").exists() else path / "last"
     if not path.is_dir():
         raise UserError(f'no model folder "{path}": give a Hugging Face model directory or a PEFT adapter directory')
     if not (path / "adapter_config.json").exists():
@@ -59,6 +63,23 @@ def resolve_model(path: Path | str, base: Path | str | None = None) -> ModelSour
     if base_path is None:
         raise UserError(f'the base model of {path}, "{named}", is not a local folder: give it with --base DIR')
     return ModelSource(path, _checked(base_path), path, _hash_folders([base_path, path]))
+
+
+def chat_template_hash(source: ModelSource) -> str | None:
+    """SHA-256 (16 hex digits) of the chat template the model's tokenizer will use, ``None`` if it has none."""
+    folder = tokenizer_folder(source)
+    file = folder / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8") if file.exists() else None
+    if template is None and (folder / "tokenizer_config.json").exists():
+        template = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    return hashlib.sha256(json.dumps(template).encode()).hexdigest()[:16] if template else None
+
+
+def tokenizer_folder(source: ModelSource) -> Path:
+    """The adapter's folder if it brings a tokenizer, else the base's."""
+    if source.adapter and (source.adapter / "tokenizer.json").exists():
+        return source.adapter
+    return source.base
 
 
 def count_parameters(source: ModelSource) -> int | None:

@@ -2,11 +2,12 @@
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entrodrop_tune.evaluation.comparison import Comparison, GroupSummary, Row
+from entrodrop_tune.evaluation.training_cost import TrainingCost
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,15 +59,67 @@ def retention_sentence(comparison: Comparison) -> str:
     )
 
 
+_COST_COLUMNS = ("model", "method", "trainable", "train time", "tokens/s", "peak memory", "checkpoint")
+_GAIN_COLUMNS = ("domain", "general", "retention")
+
+
+def cost_table(comparisons: Sequence[Comparison], domain: str = "math") -> tuple[tuple[str, ...], list[list[str]]]:
+    """Columns and a row a tuned model: what training cost, and what it bought (changes as in ``group_sentence``)."""
+    rows = [[c.tuned, *_cost_cells(c.cost), *_gain_cells(c, domain)] for c in comparisons]
+    return (*_COST_COLUMNS, *_GAIN_COLUMNS), rows
+
+
+def _cost_cells(cost: TrainingCost | None) -> list[str]:
+    if cost is None:
+        return ["–"] * (len(_COST_COLUMNS) - 1)
+    return [
+        cost.method,
+        _share(cost.trainable, cost.total),
+        _or_dash(cost.seconds, lambda seconds: f"{seconds / 60:.1f} min"),
+        _or_dash(cost.tokens_per_second, lambda speed: f"{speed:.0f}"),
+        _or_dash(cost.peak_memory_bytes, _mebibytes),
+        _mebibytes(cost.checkpoint_bytes),
+    ]
+
+
+def _gain_cells(comparison: Comparison, domain: str) -> list[str]:
+    changes: dict[str, list[str]] = {}
+    for group in comparison.groups:
+        unit = "pt" if group.kind == "accuracy" else "% bits"
+        changes.setdefault(group.group, []).append(f"{group.delta:+.1f} {unit}")
+    index = comparison.retention.index if comparison.retention else None
+    kept = f"{index.value:.2f} ({index.low:.2f} to {index.high:.2f})" if index else "–"
+    return [", ".join(changes.get(domain, ["–"])), ", ".join(changes.get("general", ["–"])), kept]
+
+
+def _or_dash(value: Any, text: Callable[[Any], str]) -> str:
+    return "–" if value is None else text(value)
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / (1 << 20):.1f} MiB"
+
+
+def _share(trainable: int | None, total: int | None) -> str:
+    if trainable is None or not total:
+        return "–"
+    return f"{trainable:,} ({100 * trainable / total:.2g} %)"
+
+
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; bars in cells are escaped."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
 def comparison_markdown(comparison: Comparison, every_metric: bool = False) -> str:
     """A Markdown table of the primary metrics (or all), then groups, retention and warnings."""
     rows = comparison.rows if every_metric else comparison.primary_rows()
     lines = [
         f"**{comparison.tuned}** against **{comparison.base}**",
         "",
-        "| " + " | ".join(_COLUMNS) + " |",
-        "|" + "---|" * len(_COLUMNS),
-        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row_cells(row)) + " |" for row in rows),
+        markdown_table(_COLUMNS, [row_cells(row) for row in rows]),
         "",
         *(f"- {group_sentence(group)}" for group in comparison.groups),
         f"- {retention_sentence(comparison)}",
@@ -85,6 +138,7 @@ def comparison_html(comparisons: Sequence[Comparison], domain: str = "math") -> 
     picture = base64.b64encode(figure_bytes(tradeoff_figure(comparisons, domain), "png")).decode()
     return environment.get_template("comparison.html.j2").render(
         comparisons=comparisons,
+        cost_table=cost_table(comparisons, domain),
         columns=_COLUMNS,
         row_cells=row_cells,
         group_sentence=group_sentence,

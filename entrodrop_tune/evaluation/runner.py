@@ -12,7 +12,7 @@ from typing import Any
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.evaluation.cache import TaskCache
 from entrodrop_tune.evaluation.harness import Harness, PreparedTask, Settings, package_versions
-from entrodrop_tune.evaluation.models import ModelSource, count_parameters
+from entrodrop_tune.evaluation.models import ModelSource, chat_template_hash, count_parameters
 from entrodrop_tune.evaluation.results import EvalResults, Item, ModelRecord, TaskSummary
 from entrodrop_tune.evaluation.sandbox import find_sandbox
 from entrodrop_tune.evaluation.suites import SuiteTask
@@ -59,10 +59,14 @@ def evaluate(
     if int(os.environ.get("RANK", "0")) > 0:
         return None
     return EvalResults(
-        schema=1,
+        schema_=1,
         model=_model_record(source),
         suite=suite,
-        settings={**dataclasses.asdict(settings), "limits": {task.name: task.limit for task in tasks}},
+        settings={
+            **dataclasses.asdict(settings),
+            "chat_template_hash": chat_template_hash(source),
+            "limits": {task.name: task.limit for task in tasks},
+        },
         versions={"python": platform.python_version(), **package_versions()},
         machine=machine(),
         started=started.isoformat(timespec="seconds"),

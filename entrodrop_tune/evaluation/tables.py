@@ -1,12 +1,13 @@
 """Tables for the terminal."""
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from entrodrop_tune.evaluation.comparison import Comparison
-from entrodrop_tune.evaluation.render import group_sentence, retention_sentence, row_cells
+from entrodrop_tune.evaluation.render import cost_table, group_sentence, retention_sentence, row_cells
 from entrodrop_tune.evaluation.results import EvalResults
 
 
@@ -50,6 +51,19 @@ def print_comparison(comparison: Comparison, every_metric: bool = False) -> None
     console.print(retention_sentence(comparison), highlight=False)
     for warning in comparison.warnings:
         console.print(f"warning: {warning}", style="yellow", highlight=False)
+
+
+def print_costs(comparisons: Sequence[Comparison], domain: str = "math") -> None:
+    """Training cost against what it bought, a row a tuned model; nothing where no run folder is known."""
+    if all(comparison.cost is None for comparison in comparisons):
+        return
+    columns, rows = cost_table(comparisons, domain)
+    table = Table(title="What training cost and what it bought", title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in ("model", "method") else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    _console().print(table)
 
 
 def _console() -> Console:

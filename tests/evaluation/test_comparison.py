@@ -26,13 +26,7 @@ def pair(n=200):
     base = {
         "math": {"scores": scores(20, n), "group": "math", "chance": 0.0},
         "general": {"scores": scores(100, n), "chance": 0.25},
-        "code": {
-            "scores": bits.tolist(),
-            "group": "code",
-            "metric": "bits_per_byte",
-            "higher": False,
-            "weights": sizes,
-        },
+        "code": {"scores": bits.tolist(), **likelihood},
     }
     tuned = {
         "math": {**base["math"], "scores": scores(80, n)},

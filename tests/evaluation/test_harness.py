@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,15 +13,19 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from entrodrop_tune.cli.main import main
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.evaluation import runner
 from entrodrop_tune.evaluation.cache import TaskCache
+from entrodrop_tune.evaluation.comparison import compare_evaluations
 from entrodrop_tune.evaluation.harness import Harness, Settings
 from entrodrop_tune.evaluation.models import count_parameters, resolve_model
+from entrodrop_tune.evaluation.render import cost_table
 from entrodrop_tune.evaluation.results import load_results, save_results
 from entrodrop_tune.evaluation.runner import evaluate
 from entrodrop_tune.evaluation.suites import SUITES, suite_tasks
 from entrodrop_tune.evaluation.task_data import load_rows
+from entrodrop_tune.evaluation.training_cost import training_cost
 from tests.tiny import tiny_model_dir
 
 CPU = Settings(dtype="fp32", device="cpu", batch_size="4")
@@ -101,7 +105,7 @@ def test_model_source(model, adapter, tmp_path):
             resolve_model(path)
     config = json.loads((adapter / "adapter" / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "org/elsewhere"}))
-    with pytest.raises(UserError, match="org/elsewhere.*--base"):
+    with pytest.raises(UserError, match=r"org/elsewhere.*--base"):
         resolve_model(tmp_path)
     assert resolve_model(tmp_path, base=model).base == model
 
@@ -178,6 +182,7 @@ def test_a_damaged_cache_file_is_computed_again(model, tmp_path):
     assert values(run(model, "entrodrop_piqa", cache=cache)) == values(first)
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(model, tmp_path):
     """Killed after its first task is stored; the second start takes that task from the cache."""
     command = [
@@ -250,31 +255,73 @@ def test_unknown_names_are_met_with_the_nearest(model):
         Harness(resolve_model(model), CPU).prepare("entrodrop_piqaa")
 
 
-def command(*arguments, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "entrodrop_tune.cli.main", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-    )
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run ``entrodrop ARGUMENTS`` in this process: (exit code, standard output, standard error)."""
+
+    def run_command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["entrodrop", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+        return code, *capsys.readouterr()
+
+    return run_command
 
 
-def test_command_prints_json_alone(model, tmp_path):
-    done = command("eval", model, "--suite", "entrodrop_ifeval", "--limit", 1, "--output", tmp_path, "--no-cache",
-                   "--json", "--device", "cpu")  # fmt: skip
-    assert json.loads(done.stdout) == json.loads((tmp_path / "eval.json").read_text())
+def test_command_prints_json_alone(command, model, tmp_path):
+    options = ["--suite", "entrodrop_piqa", "--limit", 1, "--output", tmp_path, "--no-cache", "--device", "cpu"]
+    code, output, _ = command("eval", model, *options, "--json")
+    assert code == 0
+    assert json.loads(output) == json.loads((tmp_path / "eval.json").read_text())
 
 
-def test_compare_command(model, adapter, tmp_path):
+def test_compare_command(command, model, adapter, tmp_path):
     for name, path in (("base", model), ("tuned", adapter / "merged")):
         save_results(run(path), tmp_path / name)
-    done = command("compare", tmp_path / "base", tmp_path / "tuned", "--output", tmp_path / "out")
-    assert done.returncode == 0, done.stderr
-    assert "Retention index" in done.stdout
-    assert {f.name for f in (tmp_path / "out").iterdir()} == {
-        "comparison.json", "comparison.md", "comparison.html", "tradeoff.png"
-    }  # fmt: skip
-    assert json.loads(command("compare", tmp_path / "base", tmp_path / "tuned", "--json").stdout)[0]["schema"] == 1
+    code, output, _ = command("compare", tmp_path / "base", tmp_path / "tuned", "--output", tmp_path / "out")
+    assert code == 0 and "Retention index" in output
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert written == {"comparison.json", "comparison.md", "comparison.html", "tradeoff.png"}
+    _, output, _ = command("compare", tmp_path / "base", tmp_path / "tuned", "--json")
+    assert json.loads(output)[0]["schema"] == 1
+
+
+def test_cost_of_the_run_a_checkpoint_lies_in(model, tmp_path):
+    """A run folder by hand; evaluated through its ``best`` link, found again from the evaluation."""
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_4"
+    shutil.copytree(model, checkpoint)
+    (tmp_path / "run" / "best").symlink_to("checkpoints/step_4")
+    record = {
+        "config": {"adapter": {"type": "lora"}},
+        "parameters": {"total": 1000, "trainable": 10},
+        "started": "2026-01-01T00:00:00+00:00",
+        "ended": "2026-01-01T00:02:00+00:00",
+    }
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    steps = [{"tokens_per_second": speed, "peak_memory_bytes": 1 << 20} for speed in (10, 30, 20)]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"half')
+    results = run(tmp_path / "run", "entrodrop_piqa", limit=1)
+    comparison = compare_evaluations(results, results)
+    cost = comparison.cost
+    assert (cost.method, cost.trainable, cost.seconds) == ("lora", 10, 120.0)
+    assert (cost.tokens_per_second, cost.peak_memory_bytes) == (20, 1 << 20)
+    assert cost.checkpoint_bytes == sum(f.stat().st_size for f in model.iterdir() if f.is_file())
+    _, rows = cost_table([comparison])
+    assert "10 (1 %)" in rows[0] and "2.0 min" in rows[0]
+    assert training_cost(model) is None
+
+
+def test_chat_template_is_recorded_and_required_when_asked_for(model, tmp_path):
+    shutil.copytree(model, tmp_path / "plain")
+    (tmp_path / "plain" / "chat_template.jinja").unlink()
+    plain = run(tmp_path / "plain", "entrodrop_gsm8k_nll", limit=1)
+    assert not plain.tasks["entrodrop_gsm8k_nll"].chat_template and plain.settings["chat_template_hash"] is None
+    assert run(model, "entrodrop_piqa", limit=1).settings["chat_template_hash"]
+    with pytest.raises(UserError, match="no chat template"):
+        run(tmp_path / "plain", "entrodrop_piqa", settings=Settings(device="cpu", chat_template="always"))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +336,7 @@ def test_compare_command(model, adapter, tmp_path):
         (["compare", "{model}", "{model}"], "neither eval.json"),
     ],
 )
-def test_mistakes_end_with_one_line_and_code_2(model, tmp_path, arguments, message):
-    done = command(*[a.format(model=model) for a in arguments])
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr
+def test_mistakes_end_with_one_line_and_code_2(command, model, arguments, message):
+    code, _, errors = command(*[argument.format(model=model) for argument in arguments])
+    assert code == 2
+    assert errors.splitlines()[-1].startswith("error: ") and message in errors

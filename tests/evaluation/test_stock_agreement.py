@@ -19,6 +19,7 @@ from tests.tiny import tiny_model_dir
 
 STOCK = Path(lm_eval.__file__).parent / "tasks"
 LIMIT = 2
+OURS = TaskManager(include_path=str(task_folder()), include_defaults=False)
 
 
 def rows(name, n=LIMIT, **renamed):
@@ -99,7 +100,7 @@ def stock_task(file, data):
 
 
 def our_task(name, data):
-    task = TaskManager(include_path=str(task_folder()), include_defaults=False).load([name])["tasks"][name]
+    task = OURS.load([name])["tasks"][name]
     if name == "entrodrop_mmlu":  # the same subject's rows
         docs = task.dataset["test"]
         chosen = [i for i, subject in enumerate(docs["subject"]) if subject == "anatomy"][:LIMIT]
@@ -136,6 +137,7 @@ def scores(model, task):
     output = simple_evaluate(
         model=model,
         tasks=[task],
+        task_manager=OURS,
         limit=LIMIT,
         bootstrap_iters=0,
         gen_kwargs={"max_gen_toks": 8},
@@ -146,7 +148,6 @@ def scores(model, task):
     return result, [sample["resps"] for sample in samples]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PAIRS if name not in EXECUTED])
 def test_scores_are_those_of_stock(name, model):
     file, ours, data = PAIRS[name]
