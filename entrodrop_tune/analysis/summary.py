@@ -143,7 +143,7 @@ def _after_best(summary: RunSummary) -> str:
     if summary.degradation is None or summary.final_nll is None or summary.best_nll is None:
         return ""
     if summary.degradation <= 1e-9:
-        return "It was still falling at the end: more epochs may help."
+        return "It was still falling at the last validation: more epochs may help."
     if summary.effective_censored:
         return f"It then stayed within {DEGRADED:.0%} of its best to the end (epoch {_short(summary.final_epoch)})."
     return (

@@ -18,8 +18,8 @@ KEPT_TOO_LOW = 0.3
 """Below this share of tokens kept, over an epoch, most of each batch's compute teaches nothing."""
 GRAMMAR_LOSS = 0.05
 """Nats by which validation NLL of low-entropy tokens may rise above its lowest."""
-THRESHOLD_DRIFT = 0.25
-"""Relative change of the threshold in nats, where the quantile behind it does not change."""
+THRESHOLD_DRIFT = 0.5
+"""Relative change of threshold over mean entropy, where the setting does not change."""
 QUANTILE_MISS = 0.15
 """Difference between the share of tokens that lay below the threshold and the quantile asked for."""
 OVERFIT = 0.05
@@ -127,29 +127,34 @@ def threshold_drift(run: Run, summary: RunSummary) -> Finding | None:
     curriculum = curriculum_of(run)
     if curriculum is not None and len(set(curriculum.threshold.values())) > 1:
         return None  # it moves on purpose
-    threshold = run.metrics["threshold"].dropna()
-    if len(threshold) < 8:
+    rows = run.metrics.dropna(subset=["threshold", "entropy_mean"])
+    if len(rows) < 8:
         return None
-    # The first steps of an online estimate see few tokens, so the drift is measured from the end of the first tenth.
-    early, late = (part.median() for part in _ends(threshold, skip=len(threshold) // 10))
+    # Entropies fall as a model learns, and a quantile falls with them; what should not move much is their ratio.
+    # The first tenth is left out: an online estimate starts from few tokens.
+    ratio = (rows["threshold"] / rows["entropy_mean"]).iloc[len(rows) // 10 :]
+    early, late = (part.median() for part in _ends(ratio))
     if early <= 0 or abs(late / early - 1) <= THRESHOLD_DRIFT:
         return None
+    entropy = rows["entropy_mean"]
     return Finding(
         code="threshold_drift",
         severity="caution",
-        title="The threshold estimate drifted",
+        title="The threshold drifted away from the entropies",
         detail=(
-            f"It went from {early:.3f} to {late:.3f} nats ({late / early - 1:+.0%}) at an unchanged setting, since the "
-            "model's own entropies moved."
+            f"It went from {early:.2f} to {late:.2f} times the mean entropy ({late / early - 1:+.0%}) while the mean "
+            f"entropy went from {entropy.iloc[0]:.3f} to {entropy.iloc[-1]:.3f} nats, at an unchanged setting."
         ),
-        advice="Fix the threshold in nats, or expect that the same quantile drops easier (or harder) tokens with time.",
+        advice=(
+            "A threshold in nats catches more tokens as entropies fall: use a quantile. With a quantile, it says that "
+            "the easy tokens have become far easier than the rest: `entrodrop entropy` on a checkpoint shows which."
+        ),
     )
 
 
-def _ends(values: pd.Series, skip: int) -> tuple[pd.Series, pd.Series]:
-    rest = values.iloc[skip:]
-    width = max(1, len(rest) // 10)
-    return rest.iloc[:width], rest.iloc[-width:]
+def _ends(values: pd.Series) -> tuple[pd.Series, pd.Series]:
+    width = max(1, len(values) // 10)
+    return values.iloc[:width], values.iloc[-width:]
 
 
 def quantile_missed(run: Run, summary: RunSummary) -> Finding | None:

@@ -5,7 +5,7 @@ from tests.analysis.synthetic import make_evaluation, make_run
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Two runs and two evaluations: ``ease`` overfits, ``ramp`` stops early with a moving threshold."""
+    """Two runs and two evaluations: ``ease`` overfits, ``ramp`` stops early with few epochs."""
     root = tmp_path_factory.mktemp("folders")
     ramp = {"seed": 1, "epochs": 8, "entrodrop": {"preset": "ramp", "threshold": {"quantile": 0.5}}}
     make_run(root / "ease")

@@ -20,7 +20,7 @@ def make_run(
     best_epoch: float = 2.0,
     rise: float = 0.10,
     drop_rate=lambda progress: 0.8 * (1 - progress),
-    threshold=lambda progress: 0.45,
+    threshold=lambda progress: 0.45 * math.exp(-0.8 * progress),
     low_rise: float = 0.0,
     stop_at: float = 1.0,
     exit_state: str = "finished",

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -6,7 +7,8 @@ from entrodrop_tune.analysis.runs import load_run
 from entrodrop_tune.analysis.warnings import find_problems
 from tests.analysis.synthetic import make_run
 
-HEALTHY = {"rise": 0.002, "best_epoch": 6.0, "noise": 0.0}
+# The synthetic mean entropy falls by exp(-0.8); a quantile falls with it.
+HEALTHY = {"rise": 0.002, "best_epoch": 6.0, "noise": 0.0, "threshold": lambda p: 0.5 * math.exp(-0.8 * p)}
 
 
 def codes(path):
@@ -23,7 +25,7 @@ def test_a_healthy_run_has_no_warning(tmp_path):
         ({"rise": 0.1, "best_epoch": 2.0}, "overfitting"),
         ({"low_rise": 0.05, "best_epoch": 2.0, "rise": 0.0}, "grammar_loss"),
         ({"drop_rate": lambda p: 1.6}, "kept_too_low"),
-        ({"threshold": lambda p: 0.6 - 0.3 * p}, "threshold_drift"),
+        ({"threshold": lambda p: 0.5}, "threshold_drift"),
         ({"stop_at": 0.5, "exit_state": "stopped_early"}, "curriculum_cut_short"),
         ({"stop_at": 0.5, "exit_state": "interrupted"}, "unfinished"),
     ],
@@ -37,12 +39,16 @@ def test_each_sign_is_found_alone(tmp_path, settings, code):
 def test_a_threshold_moved_on_purpose_is_no_drift(tmp_path):
     schedule = {"shape": "linear", "start": 0.6, "end": 0.3}
     config = {"entrodrop": {"threshold": {"quantile": schedule}, "drop_rate": 0.5}}
-    run = make_run(tmp_path / "run", threshold=lambda p: 0.6 - 0.3 * p, config=config, **HEALTHY)
+    run = make_run(tmp_path / "run", **{**HEALTHY, "threshold": lambda p: 0.6 - 0.5 * p}, config=config)
     assert "threshold_drift" not in codes(run)
 
 
-def test_a_threshold_in_nats_that_stands_still_is_no_drift(tmp_path):
-    assert "threshold_drift" not in codes(make_run(tmp_path / "run", **HEALTHY))
+@pytest.mark.parametrize(("quantile", "missed"), [(0.5, False), (0.8, True)])
+def test_a_threshold_that_misses_its_quantile_is_found(tmp_path, quantile, missed):
+    # The synthetic run keeps 1 - rate / 2 of its tokens: half of them lie below the threshold.
+    config = {"entrodrop": {"threshold": {"quantile": quantile}, "drop_rate": 0.5}}
+    run = make_run(tmp_path / "run", drop_rate=lambda p: 0.5, config=config, **HEALTHY)
+    assert ("quantile_missed" in codes(run)) == missed
 
 
 @pytest.mark.parametrize(
