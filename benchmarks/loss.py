@@ -71,7 +71,7 @@ def materialised(p: Problem) -> None:
     F.cross_entropy(F.linear(p.hidden, p.weight).float(), p.labels).backward()
 
 
-def torch_linear(p: Problem, options: object = None) -> None:
+def torch_linear(p: Problem, options: torch.nn.LinearCrossEntropyOptions | None = None) -> None:
     F.linear_cross_entropy(p.hidden, p.weight, p.labels, options=options).backward()
 
 
@@ -159,6 +159,7 @@ def check(runs: dict[str, Callable[[Problem], None]], p: Problem) -> None:
             continue
         p.clear()
         run(p)
+        assert p.hidden.grad is not None and p.weight.grad is not None
         got = (p.hidden.grad.float(), p.weight.grad.float())
         reference = reference or got
         tolerance = 1e-4 if p.hidden.dtype == torch.float32 else 2e-2
