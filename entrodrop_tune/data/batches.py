@@ -16,6 +16,8 @@ Row = tuple[Sample, ...]
 
 IGNORE = -100
 _SHUFFLE, _WEIGHT, _REPLAY = 1, 2, 3
+_LENGTH_WINDOW = 64
+"""Samples sorted by length together: enough to even out a batch, few enough to keep batches different each epoch."""
 _OPEN_ROWS = 64
 """Packing looks this many unfinished sequences back, so that an epoch's order stays close to the shuffle."""
 
@@ -45,6 +47,9 @@ def epoch_rows(data: TrainingData, seed: int, epoch: int) -> list[Row]:
     shuffled = [samples[i] for i in hash_order(ids, _SHUFFLE, seed, epoch)]
     if data.config.packing:
         return pack(shuffled, data.config.max_length)
+    if data.config.group_by_length:
+        windows = range(0, len(shuffled), _LENGTH_WINDOW)
+        shuffled = [s for i in windows for s in sorted(shuffled[i : i + _LENGTH_WINDOW], key=len)]
     return [(sample,) for sample in shuffled]
 
 

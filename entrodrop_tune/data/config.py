@@ -129,6 +129,9 @@ class DataConfig(Section):
     packing: bool = False
     """Put several samples into one sequence of up to ``max_length`` tokens; they do not see each other."""
 
+    group_by_length: bool = False
+    """Put samples of similar length into one batch: less padding, a less random order. Packing does without."""
+
     replay: Replay | None = None
     """General data to mix into every epoch."""
 

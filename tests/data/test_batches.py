@@ -91,6 +91,24 @@ def test_packing_keeps_every_sample_whole_and_fills_rows(tmp_path):
     assert sum(lengths) / (200 * len(rows)) > 0.85
 
 
+def test_group_by_length_saves_padding_and_keeps_epochs_different(tmp_path):
+    path = tmp_path / "long.jsonl"
+    rows = [{"question": "Why?", "answer": "word " * (1 + i * 7 % 50)} for i in range(200)]
+    path.write_text("".join(json.dumps({**row, "question": f"{i}?"}) + "\n" for i, row in enumerate(rows)))
+
+    def padded(rows, batch=8):
+        batches = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+        return sum(len(b) * max(len(row[0]) for row in b) for b in batches)
+
+    plain = epoch_rows(_data(tmp_path, train=str(path)), seed=0, epoch=0)
+    data = _data(tmp_path, train=str(path), group_by_length=True)
+    grouped, second = (epoch_rows(data, seed=0, epoch=epoch) for epoch in (0, 1))
+    tokens = sum(len(sample) for sample in data.train)
+    assert tokens / padded(grouped) > 0.85 > 0.75 > tokens / padded(plain)
+    assert Counter(_flat(grouped)) == Counter(_flat(plain)) == Counter(_flat(second))
+    assert {frozenset(_flat(grouped)[:8])}.isdisjoint({frozenset(_flat(second)[i : i + 8]) for i in range(0, 200, 8)})
+
+
 def _sample(number: int, length: int) -> Sample:
     tokens = np.arange(10 * number, 10 * number + length, dtype=np.int32)
     return Sample(number, tokens, np.arange(length) >= 2)
