@@ -33,7 +33,9 @@ def evaluate_model(
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many items of each task.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of few-shot choice and sampling.")] = 0,
     batch_size: Annotated[str, typer.Option(help="A number, or auto (8 on a CPU).")] = "auto",
-    dtype: Annotated[str, typer.Option(help="bf16, fp16, fp32, or auto (as stored).")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="bf16, fp16, fp32, auto (as stored), or fast (bf16 if the hardware has it, else fp32).")
+    ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps, or auto.")] = "auto",
     chat_template: Annotated[
         str, typer.Option(help="always, never, or auto (where a task is written for chat).")
@@ -58,7 +60,7 @@ def evaluate_model(
 
     tasks = suite_tasks(suite, limit)
     for name, value, allowed in [
-        ("--dtype", dtype, ("bf16", "fp16", "fp32", "auto")),
+        ("--dtype", dtype, ("bf16", "fp16", "fp32", "auto", "fast")),
         ("--chat-template", chat_template, ("always", "never", "auto")),
         ("--backend", backend, ("hf", "vllm")),
     ]:
@@ -69,10 +71,11 @@ def evaluate_model(
     source = resolve_model(model, base)
 
     from entrodrop_tune.evaluation.cache import TaskCache, default_cache_folder
-    from entrodrop_tune.evaluation.harness import Settings
+    from entrodrop_tune.evaluation.harness import Settings, fast_dtype
     from entrodrop_tune.evaluation.results import save_results
     from entrodrop_tune.evaluation.runner import evaluate
 
+    dtype = fast_dtype(device) if dtype == "fast" else dtype
     settings = Settings(seed, dtype, batch_size, device, chat_template, data, backend, allow_code_execution)
     store = None if no_cache else TaskCache(cache or default_cache_folder())
     results = evaluate(source, suite, tasks, settings, store, _report_progress)

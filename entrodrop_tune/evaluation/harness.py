@@ -182,9 +182,21 @@ def _load_model(source: ModelSource, settings: Settings) -> Any:
         raise UserError(f"cannot load {source.path}: {str(error).splitlines()[0]}") from error
 
 
+def fast_dtype(device: str) -> str:
+    """``bf16`` where ``device`` (or the one ``auto`` means) computes in it natively, else ``fp32``."""
+    import torch
+
+    if _device(device).startswith("cuda"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
+
+
 def _device(device: str) -> str:
     import torch
 
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f'device "{device}" is not available here: use --device cpu or auto')
     if device != "auto":
         return device
     return "cuda" if torch.cuda.is_available() else "cpu"
