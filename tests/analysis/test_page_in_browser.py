@@ -111,4 +111,4 @@ def test_the_sliders_strike_out_what_their_setting_drops(pages, browser):
     assert dropped(0.5, 0) == 0 and dropped(0, 1) == 0 and dropped(1, 1) == 1
     assert dropped(0.5, 1) == pytest.approx(0.5, abs=0.05)
     assert dropped(0.5, 0.5) == pytest.approx(0.25, abs=0.12)
-    assert "% of the tokens are dropped" in browser.evaluate("said.textContent")
+    assert "% of these tokens are dropped" in browser.evaluate("said.textContent")

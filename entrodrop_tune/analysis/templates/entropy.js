@@ -4,22 +4,25 @@
   const samples = [...document.querySelectorAll(".tokens")];
   const quantile = $("quantile"), rate = $("rate"), said = $("said"), detail = $("detail");
   const all = [...document.querySelectorAll(".t")];
-  const sorted = all.map((t) => +t.dataset.h).sort((a, b) => a - b);
+  const domains = Map.groupBy(all, (t) => t.closest("article").dataset.domain);
 
+  // As in training, a quantile is of each domain's own entropies (here: of the tokens on this page).
   const update = () => {
-    const place = Math.min(sorted.length - 1, Math.floor(quantile.value * sorted.length));
-    const threshold = +quantile.value >= 1 ? Infinity : sorted[place];
-    let dropped = 0;
-    for (const t of all) {
-      const candidate = +t.dataset.h < threshold;
-      const gone = candidate && +t.dataset.u < +rate.value;
-      t.classList.toggle("candidate", candidate);
-      t.classList.toggle("dropped", gone);
-      dropped += gone;
+    const thresholds = [];
+    for (const [domain, tokens] of domains) {
+      const sorted = tokens.map((t) => +t.dataset.h).sort((a, b) => a - b);
+      const place = Math.min(sorted.length - 1, Math.floor(quantile.value * sorted.length));
+      const threshold = +quantile.value >= 1 ? Infinity : sorted[place];
+      thresholds.push(`${domain} ${threshold === Infinity ? "all" : threshold.toFixed(3) + " nats"}`);
+      for (const t of tokens) {
+        const candidate = +t.dataset.h < threshold;
+        t.classList.toggle("candidate", candidate);
+        t.classList.toggle("dropped", candidate && +t.dataset.u < +rate.value);
+      }
     }
-    const nats = threshold === Infinity ? "none" : threshold.toFixed(3) + " nats";
-    said.textContent = `quantile ${(+quantile.value).toFixed(2)} of these tokens (threshold ${nats}), ` +
-      `drop rate ${(+rate.value).toFixed(2)}: ${(100 * dropped / all.length).toFixed(1)}% of the tokens are dropped`;
+    const dropped = document.querySelectorAll(".t.dropped").length;
+    said.textContent = `Quantile ${(+quantile.value).toFixed(2)} (${thresholds.join(", ")}), ` +
+      `drop rate ${(+rate.value).toFixed(2)}: ${(100 * dropped / all.length).toFixed(1)}% of these tokens are dropped.`;
   };
 
   const show = (t) => {
