@@ -75,7 +75,7 @@ def shard(model: nn.Module, world: World, mixed_precision: bool) -> None:
     """
     mesh = init_device_mesh(world.device.type, (world.size,))
     policy = (
-        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
         if mixed_precision
         else MixedPrecisionPolicy()
     )

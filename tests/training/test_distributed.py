@@ -36,6 +36,18 @@ def test_one_and_two_processes_agree(case, site, lively_model, tiny_data, tmp_pa
 
 
 @pytest.mark.slow
+def test_mixed_precision_and_a_frozen_base_shard_too(lively_model, tiny_data, tmp_path):
+    more = ["epochs=1", "dtype=bf16-mixed", "regularization.kl_to_base=0.1", "batch_size=4", "entrodrop.site=both"]
+    settings = overrides(lively_model, tiny_data, tmp_path / "one", *more, "gradient_accumulation_steps=2")
+    assert run_training("full_finetune", load_config(TINY, settings)) == 0
+    done = tune("full_finetune", *overrides(lively_model, tiny_data, tmp_path / "two", *more), processes=2)
+    assert done.returncode == 0, done.stderr
+    one, two = (lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    # FSDP2 casts weights once where autocast casts them at each use: equal to bf16's rounding.
+    assert [row["nll_all"] for row in one] == pytest.approx([row["nll_all"] for row in two], rel=0.02)
+
+
+@pytest.mark.slow
 def test_a_dead_process_ends_the_others_and_the_run_can_be_resumed(lively_model, tiny_data, tmp_path):
     run = tmp_path / "run"
     settings = overrides(lively_model, tiny_data, run, "epochs=500", "checkpoint.keep_last=1", "resume=true")
