@@ -157,7 +157,7 @@ def _fill(row: Mapping[str, Any], column: str | None, pattern: str | None) -> st
     except KeyError as error:
         raise RowError("malformed", f'column "{error.args[0]}" is missing') from None
     except (IndexError, AttributeError, TypeError, ValueError) as error:
-        raise RowError("malformed", f'the template "{pattern}" does not fit the row: {error}') from None
+        raise RowError("malformed", f"the template {pattern!r} does not fit the row: {error}") from None
     if not text.strip():
         raise RowError("empty", "the template gives an empty text")
     return text
@@ -207,8 +207,8 @@ def _message(item: Any, number: int) -> Message:
     openai = "role" in item
     role_key, content_key = ("role", "content") if openai else ("from", "value")
     role = item.get(role_key)
-    if role not in _ROLES:
-        raise RowError("malformed", f"message {number} has the unknown role {role!r}")
+    if not isinstance(role, str) or role not in _ROLES:
+        raise RowError("malformed", f"message {number} has the unknown role {repr(role)[:40]}")
     content = item.get(content_key)
     if isinstance(content, list):
         content = _join_parts(content, number)

@@ -58,6 +58,7 @@ CHAT_ROWS = {
         _messages(USER, {"role": "bot", "content": "x"}),
         "message 2 has the unknown role 'bot'",
     ),
+    "role is a list": ("malformed", _messages({"role": [], "content": "x"}), "message 1 has the unknown role []"),
     "no role": ("malformed", _messages(USER, {"content": "x"}), "message 2 has the unknown role None"),
     "messages is a string": ("malformed", '{"messages": "hi"}', "must be a list of messages, not str"),
     "message is a string": ("malformed", _messages("hi", ASSISTANT), "message 1 must be an object, not str"),
