@@ -110,9 +110,10 @@ def _print(profile: dict, output: Path) -> None:
     console = Console()
     for domain in profile["domains"]:
         rate = domain["setting"]["drop_rate"]
-        table = Table(title=f"{domain['name']}: what a threshold would drop", title_justify="left", box=box.SIMPLE_HEAD)
-        for name in ("quantile", "nats", f"dropped at {rate:.2f}", "NLL below", "accuracy below"):
-            table.add_column(name, justify="right")
+        title = f"{domain['name']}: what a threshold would drop at rate {rate:.2f}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for name in ("quantile", "nats", "dropped", "NLL below", "accuracy below"):
+            table.add_column(name, justify="right", no_wrap=True)
         table.add_column("mostly")
         for row in domain["thresholds"]:
             table.add_row(
@@ -121,7 +122,7 @@ def _print(profile: dict, output: Path) -> None:
                 percent(row["expected_dropped"], 1),
                 percent(row["nll_share_below"], 1),
                 percent(row["accuracy_below"], 1),
-                ", ".join(row["mostly"]),
+                ", ".join(row["mostly"][:2]),
             )
         console.print(table)
     for sentence in profile["verdict"]:

@@ -1,12 +1,9 @@
-"""What ``entrodrop compare`` does when it is given training runs."""
+"""What ``entrodrop compare`` does when it is given training runs, and the table of groups that a sweep prints too."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from entrodrop_tune.analysis.compare_runs import RunComparison
+from typing import Any
 
 
 def show_run_comparison(
@@ -21,40 +18,39 @@ def show_run_comparison(
     comparison = compare_runs(runs, metric=metric, baseline=baseline)
     if output is not None:
         write_comparison(comparison, runs, output)
+    content = jsonable(comparison.as_dict())
     if as_json:
-        print(json.dumps(jsonable(comparison.as_dict())))
+        print(json.dumps(content))
         return
-    print_comparison(comparison)
+    print_groups(content, title="Validation NLL in nats/token, mean ± half of the 95% interval over seeds")
     if output is not None:
         for name in ("comparison.json", "comparison.md", "comparison.png"):
             print(output / name)
 
 
-def print_comparison(comparison: "RunComparison") -> None:
+def print_groups(comparison: dict[str, Any], title: str, retention: Sequence[dict[str, Any]] = ()) -> None:
+    """A row a group of runs, and the verdicts; ``retention`` adds a column where there is any."""
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    from entrodrop_tune.analysis.pages import interval, percent
+    from entrodrop_tune.analysis.pages import MISSING, interval
 
-    table = Table(
-        title="validation NLL in nats/token, mean ± half of the 95% interval over seeds", title_justify="left"
-    )
+    kept = {row["group"]: interval(row) for row in retention}
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("group", overflow="fold")
-    for name in ("seeds", "best NLL", "at epoch", "final − best", "useful epochs", "kept"):
-        table.add_column(name, justify="right")
-    for group in comparison.groups:
-        means = {key: {"value": mean.value, "half_width": mean.half_width} for key, mean in group.means.items()}
-        table.add_row(
-            Text(group.name),
-            str(len(group.runs)),
-            interval(means["best_nll"]),
-            interval(means["best_epoch"], 1),
-            interval(means["degradation"]),
-            ("≥ " if group.censored else "") + interval(means["effective_epochs"], 1),
-            percent(group.means["kept_fraction"].value),
-        )
+    columns = ["seeds", "best NLL", "at epoch", "final − best", "useful epochs", *(["retention"] if kept else [])]
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for group in comparison["groups"]:
+        means = group["means"]
+        cells = [interval(means["best_nll"]), interval(means["best_epoch"], 1), interval(means["degradation"])]
+        cells.append(("≥ " if group["censored"] else "") + interval(means["effective_epochs"], 1))
+        if kept:
+            cells.append(kept.get(group["name"], MISSING))
+        table.add_row(Text(group["name"]), str(len(group["runs"])), *cells)
     console = Console()
     console.print(table)
-    for sentence in comparison.verdicts:
+    for sentence in comparison["verdicts"]:
         console.print(sentence, markup=False, highlight=False)

@@ -154,37 +154,13 @@ def _progress(total: int) -> Any:
 
 
 def _print(report: dict[str, Any], output: Path) -> None:
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    from entrodrop_tune.analysis.pages import interval
+    from entrodrop_tune.cli.run_comparison import print_groups
 
     console = Console()
     if report["comparison"]:
-        retention = {row["group"]: row for row in report["retention"]}
-        table = Table(title=report["title"], title_justify="left", box=box.SIMPLE_HEAD)
-        table.add_column("group", overflow="fold")
-        for name in (
-            "seeds",
-            "best NLL",
-            "at epoch",
-            "final − best",
-            "useful epochs",
-            *(["retention"] if retention else []),
-        ):
-            table.add_column(name, justify="right")
-        for group in report["comparison"]["groups"]:
-            means = group["means"]
-            cells = [interval(means["best_nll"]), interval(means["best_epoch"], 1), interval(means["degradation"])]
-            cells.append(("≥ " if group["censored"] else "") + interval(means["effective_epochs"], 1))
-            if retention:
-                cells.append(interval(retention[group["name"]]) if group["name"] in retention else "–")
-            table.add_row(Text(group["name"]), str(len(group["runs"])), *cells)
-        console.print(table)
-        for sentence in report["comparison"]["verdicts"]:
-            console.print(sentence, markup=False, highlight=False)
+        print_groups(report["comparison"], report["title"], report["retention"])
     for item in [*report["failed"], *report["not_evaluated"]]:
         console.print(f"failed: {item['name']}: {item['error']}", markup=False, highlight=False, style="red")
     if report["unfinished"]:
