@@ -1,6 +1,6 @@
 """Which tokens count: hard drops by entropy, loss or chance, and the soft weights of rival methods."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -101,12 +101,12 @@ class BoundSelector:
     step: StepSelector
     sample_ids: Tensor
     positions: Tensor
-    top_k: int | None = field(init=False)
-    """Set where the rule wants the entropy over the largest logits only."""
 
-    def __post_init__(self) -> None:
+    @property
+    def top_k(self) -> int | None:
+        """Set where the rule wants the entropy over the largest logits only."""
         rule = self.step.selector
-        object.__setattr__(self, "top_k", rule.top_k if rule.mode in _EAFT_DIVISOR else None)
+        return rule.top_k if rule.mode in _EAFT_DIVISOR else None
 
     def __call__(self, entropy: Tensor, nll: Tensor, rows: Tensor) -> Tensor:
         rule = self.step.selector
