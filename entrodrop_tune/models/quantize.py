@@ -58,8 +58,10 @@ def quantized(weight: torch.Tensor) -> nn.Parameter:
             f"adapter.type=qlora: a weight of shape {tuple(weight.shape)} is no multiple of {BLOCK} values, "
             "which NF4 needs. Use adapter.type=lora for this model."
         )
-    # The scales are quantized in blocks too; the largest power of two that divides their number, at most torchao's 256.
-    scaler_block = min(_SCALER_BLOCK, blocks & -blocks)
+    # The scales are quantized in blocks too: powers of two, at most torchao's 256, and where that is possible a
+    # multiple of 8 blocks, so that FSDP can cut the matrix for 2, 4 or 8 processes.
+    shards = 8 if blocks % 8 == 0 else 1
+    scaler_block = min(_SCALER_BLOCK, (blocks // shards) & -(blocks // shards))
     return nn.Parameter(to_nf4(weight.detach(), BLOCK, scaler_block), requires_grad=False)
 
 
