@@ -100,5 +100,6 @@ def test_qlora_is_refused_where_nf4_does_not_run(tiny_model):
 def test_nf4_blocks_fit_any_multiple_of_64():
     weight = torch.randn(192, 576, generator=torch.Generator().manual_seed(0))  # 1,728 blocks; torchao's default is 256
     assert (dequantized(quantized(weight)) - weight).std() < 0.12
+    assert quantized(weight).quantization_factor.numel() % 8 == 0  # so that FSDP can cut it for 8 processes
     with pytest.raises(UserError, match=r"\(3, 5\)"):
         quantized(torch.randn(3, 5))
