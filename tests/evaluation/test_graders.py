@@ -29,7 +29,7 @@ class Oracle(LM):
         raise NotImplementedError
 
 
-def accuracy(task, answer, limit=None):
+def accuracy(task, answer, limit=50):
     """Metric -> value of ``task`` when the model answers ``answer(doc)``."""
     output = simple_evaluate(
         model=Oracle(answer),

