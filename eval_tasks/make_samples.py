@@ -14,8 +14,6 @@ from pathlib import Path
 SAMPLES = Path(__file__).parent / "samples"
 # (source file, sample name, rows)
 PLAIN = [
-    ("gsm8k/test.jsonl", "gsm8k", 200),
-    ("mbpp/test.jsonl", "mbpp", 100),
     ("piqa/valid.jsonl", "piqa", 200),
     ("hellaswag/validation.jsonl", "hellaswag", 200),
     ("pubmedqa/test.jsonl", "pubmedqa", 100),
@@ -24,6 +22,7 @@ FEWSHOT_ROWS = 16
 MMLU_ROWS_PER_SUBJECT = 5
 WIKITEXT_BYTES = 120_000
 IFEVAL_ROWS = 50
+OVERLAP_WORDS = 13
 # Their checkers need NLTK's punkt data, which is a download.
 IFEVAL_NEEDS_DATA = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 
@@ -40,6 +39,20 @@ def write_jsonl(name: str, rows: list[dict]) -> None:
 
 def choose(rows: list[dict], n: int) -> list[dict]:
     return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), min(n, len(rows))))]
+
+
+def word_runs(row: dict, fields: tuple[str, ...]) -> set[tuple[str, ...]]:
+    """Every run of 13 words in the row, lower case, letters and digits only."""
+    words = re.findall(r"[a-z0-9]+", " ".join(row[field] for field in fields).lower())
+    return set(zip(*(words[i:] for i in range(OVERLAP_WORDS)), strict=False))
+
+
+def without_overlap(rows: list[dict], training: list[dict], fields: tuple[str, ...]) -> list[dict]:
+    """Rows that share no run of 13 words with the training split, which users train on."""
+    seen = set().union(*(word_runs(row, fields) for row in training))
+    kept = [row for row in rows if not word_runs(row, fields) & seen]
+    print(f"{len(rows) - len(kept)} of {len(rows)} rows overlap with the training split and are left out")
+    return kept
 
 
 def sample_mmlu(rows: list[dict]) -> list[dict]:
@@ -91,6 +104,10 @@ def main(data: Path) -> None:
     SAMPLES.mkdir(exist_ok=True)
     for source, name, rows in PLAIN:
         write_jsonl(name, choose(read_jsonl(data / source), rows))
+    for name, rows, fields in [("gsm8k", 200, ("question", "answer")), ("mbpp", 100, ("text", "code"))]:
+        training = read_jsonl(data / name / "train.jsonl")
+        test = without_overlap(read_jsonl(data / name / "test.jsonl"), training, fields)
+        write_jsonl(name, choose(test, rows))
     ifeval = [
         r for r in read_jsonl(data / "ifeval/test.jsonl") if not IFEVAL_NEEDS_DATA & set(r["instruction_id_list"])
     ]

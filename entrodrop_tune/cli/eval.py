@@ -1,6 +1,7 @@
 """``entrodrop eval``: score a model on a suite of tasks through lm-eval."""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -66,6 +67,8 @@ def evaluate_model(
     ]:
         if value not in allowed:
             raise UserError(f'{name} is "{value}": choose from {", ".join(allowed)}')
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise UserError(f'--device is "{device}": choose from auto, cpu, cuda, cuda:N, mps')
     if batch_size != "auto" and not batch_size.isdigit():
         raise UserError(f'--batch-size is "{batch_size}": give a number or auto')
     source = resolve_model(model, base)

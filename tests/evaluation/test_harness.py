@@ -338,6 +338,7 @@ def test_chat_template_is_recorded_and_required_when_asked_for(model, tmp_path):
         (["eval", "nowhere"], 'no model folder "nowhere"'),
         (["eval", "{model}", "--suite", "quik"], 'Did you mean "quick"'),
         (["eval", "{model}", "--dtype", "int8"], '--dtype is "int8"'),
+        (["eval", "{model}", "--device", "gpu"], '--device is "gpu"'),
         (["eval", "{model}", "--batch-size", "many"], '--batch-size is "many"'),
         (["eval", "{model}", "--suite", "entrodrop_arc_challenge"], "arc_challenge is not bundled"),
         (["eval", "{model}", "--suite", "entrodrop_piqa", "--data", "/nowhere"], "/nowhere"),
