@@ -66,6 +66,11 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
     tokenizer = load_tokenizer(config.model.path)
     context = read_architecture(config.model.path).max_seq_len
     data = load_data(config.data, tokenizer, progress=world.is_main, context=context)
+    if config.validation.early_stopping_patience is not None and not data.validation:
+        raise UserError(
+            '"validation.early_stopping_patience" needs validation data: name data.validation, or set'
+            " data.validation_fraction above 0."
+        )
     padding = pad_id(tokenizer)
     schedule = BatchSchedule(data, config.seed, config.epochs, config.global_batch(world.size))
 

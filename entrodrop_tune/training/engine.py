@@ -255,4 +255,4 @@ def _every(period: int | None, step: int) -> bool:
 
 def _seed_step(seed: int, step: int, rank: int) -> None:
     """Dropout and noise follow from (seed, step, rank) alone, so a resumed step draws what the first one drew."""
-    torch.manual_seed((seed * 1_000_003 + step) * 1_009 + rank)
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + rank) % 2**63)

@@ -61,13 +61,15 @@ class Journal:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def truncate_after(self, step: int) -> list[dict[str, Any]]:
-        """Drop lines past ``step`` (a killed run wrote them, the resumed one writes them again) and return the rest.
+    def truncate_after(self, step: int) -> None:
+        """Drop lines past ``step`` (a killed run wrote them, the resumed one writes them again).
 
         A half-written last line is dropped too.
         """
+        if not self.path.exists():
+            return
         rows = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for line in self.path.read_text().splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
@@ -75,7 +77,6 @@ class Journal:
             if row["step"] <= step:
                 rows.append(row)
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
-        return rows
 
 
 class RunRecord:

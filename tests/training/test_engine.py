@@ -205,6 +205,12 @@ def test_training_is_deterministic(train):
     assert [row["loss"] for row in first] != [row["loss"] for row in other]
 
 
+def test_without_validation_data_the_last_checkpoint_is_what_there_is(train):
+    run = train("data.validation=null", "data.validation_fraction=0", f"seed={2**62}")
+    assert not (run / "validation.jsonl").exists() and not (run / "best").exists()
+    assert (run / "last" / "model.safetensors").exists()
+
+
 def test_a_torchtune_metric_logger_gets_the_metrics(train, tmp_path):
     logger = "metric_logger={_component_: torchtune.training.metric_logging.DiskLogger, log_dir: %s}" % (
         tmp_path / "logs"
@@ -226,6 +232,10 @@ def test_a_torchtune_metric_logger_gets_the_metrics(train, tmp_path):
         ("model.path=nowhere", r"nowhere.*does not exist"),
         ("epoch=3", r'unknown key "epoch". Did you mean "epochs"?'),
         ("device=cuda", r'device = "cuda" is not available here'),
+        (
+            "data.validation=null data.validation_fraction=0 validation.early_stopping_patience=2",
+            r"early_stopping_patience.*needs validation data",
+        ),
     ],
 )
 def test_mistakes_are_named_before_training(train, override, message, tmp_path):
