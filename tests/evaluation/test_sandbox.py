@@ -163,6 +163,19 @@ def test_objects_of_the_program_can_be_built_and_passed():
 
 
 @needs_sandbox
+@pytest.mark.parametrize(("text", "passes"), [("a1", True), ("ab", False)])
+def test_objects_of_the_program_keep_their_truth(text, passes):
+    """Such as the match of a regular expression, which is no plain value."""
+    problem = {
+        "prompt": "def has_digit(s):\n    pass\n",
+        "entry_point": "has_digit",
+        "test": f"def check(candidate):\n    assert candidate({text!r})",
+    }
+    program = "import re\ndef has_digit(s): return re.search('[0-9]', s)"
+    assert check_program(humaneval_job(problem, program)).passed is passes
+
+
+@needs_sandbox
 def test_a_program_cannot_replace_a_helper_of_the_tests():
     """In one process, ``def abs(x): return 0`` makes any tolerance check pass."""
     problem = {

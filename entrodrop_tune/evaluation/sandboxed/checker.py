@@ -76,7 +76,7 @@ class Remote:
         return self._perform("length")
 
     def __bool__(self) -> bool:
-        return True
+        return self._perform("truth") is True
 
     def __getitem__(self, key: Any) -> Any:
         return self._perform("item", key)

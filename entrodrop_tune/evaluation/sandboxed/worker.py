@@ -15,6 +15,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "getattr": lambda target, name: getattr(target, name),
     "setattr": lambda target, name, value: setattr(target, name, value),
     "iterate": lambda target: list(target),
+    "truth": lambda target: bool(target),
     "length": lambda target: len(target),
     "item": lambda target, key: target[key],
 }
