@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from entrodrop_tune.analysis import pages
-from entrodrop_tune.analysis.compare_runs import CONFIDENCE, METRICS, Difference, RunComparison
+from entrodrop_tune.analysis.compare_runs import CONFIDENCE, METRICS, RunComparison
 from entrodrop_tune.analysis.runs import Run, jsonable, run_names
 from entrodrop_tune.analysis.style import INK, house_style, legend_above, save_png, series_style
 
@@ -68,16 +69,14 @@ def draw_differences(axes: Axes, comparison: RunComparison) -> None:
             axes.plot([difference.low, difference.high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
         axes.plot(difference.value, row, "o", color=colour, markersize=7)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_yticks(range(len(shown)), [difference.group for difference in reversed(shown)])
+    axes.set_yticks(
+        range(len(shown)), [fill(difference.group, 22, break_long_words=False) for difference in reversed(shown)]
+    )
     axes.set_ylim(-0.6, max(len(shown) - 0.4, 0.6))
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    words, higher = METRICS[comparison.metric]
-    axes.set_xlabel(f"{words}, minus {_baseline(comparison.differences)}; {'right' if higher else 'left'} is better")
-
-
-def _baseline(differences: Sequence[Difference]) -> str:
-    return differences[0].baseline if differences else "baseline"
+    _, higher = METRICS[comparison.metric]
+    axes.set_xlabel(f"minus the baseline's; {'right' if higher else 'left'} is better")
 
 
 def save_comparison(comparison: RunComparison, runs: Sequence[Run], path: Path) -> None:
@@ -87,5 +86,5 @@ def save_comparison(comparison: RunComparison, runs: Sequence[Run], path: Path) 
         left, right = figure.subplots(1, 2)
         draw_group_curves(left, comparison, runs)
         draw_differences(right, comparison)
-        right.set_title(METRICS[comparison.metric][0].capitalize())
+        right.set_title(f"Difference in {METRICS[comparison.metric][0]}")
         save_png(figure, path)

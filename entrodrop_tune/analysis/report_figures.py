@@ -59,7 +59,6 @@ def _comparison(runs: Sequence[Run], report: dict[str, Any]) -> list[dict[str, A
     if any(difference.value is not None for difference in comparison.differences):
         drawn = svg(partial(draw_differences, comparison=comparison), "differences", f"Differences. {said}")
         words = METRICS[comparison.metric][0]
-        figures.append(
-            pages.figure(f"Difference in {words}", "With 95% intervals over seeds, where there are any.", drawn)
-        )
+        caption = f"Minus {comparison.differences[0].baseline}, with 95% intervals over seeds where there are any."
+        figures.append(pages.figure(f"Difference in {words}", caption, drawn))
     return figures

@@ -113,7 +113,7 @@ def _retention(output: Path, runs: Sequence[Run], trials: Sequence[Trial]) -> li
     return [{"group": name, **mean(values).__dict__} for name, values in grouped]
 
 
-def draw_main_effects(axes: Axes, effect: dict[str, Any], metric: str) -> None:
+def draw_main_effects(axes: Axes, effect: dict[str, Any]) -> None:
     """Mean of the metric at each level of one factor, with 95 % intervals."""
     places = range(len(effect["levels"]))
     colour = series_style(0)["color"]
@@ -129,7 +129,7 @@ def draw_main_effects(axes: Axes, effect: dict[str, Any], metric: str) -> None:
         rotation=30 if long else 0,
         ha="right" if long else "center",
     )
-    axes.set(ylabel=METRICS[metric][0])
+    axes.margins(x=0.15)
     axes.set_title(effect["factor"])
 
 
@@ -146,13 +146,15 @@ def write_sweep_report(
             left, right = figure.subplots(1, 2)
             draw_group_curves(left, comparison, runs)
             draw_differences(right, comparison)
+            right.set_title(f"Difference in {METRICS[plan.metric][0]}")
             save_png(figure, output / "sweep.png")
         effects = report["main_effects"]
         if effects:
             figure = Figure(figsize=(4.4 * len(effects), 3.8), layout="constrained")
             panels = figure.subplots(1, len(effects), sharey=True, squeeze=False)[0]
+            panels[0].set_ylabel(METRICS[plan.metric][0])
             for axes, effect in zip(panels, effects, strict=True):
-                draw_main_effects(axes, effect, plan.metric)
+                draw_main_effects(axes, effect)
             save_png(figure, output / "main_effects.png")
 
 
