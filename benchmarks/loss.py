@@ -168,8 +168,11 @@ def check(runs: dict[str, Callable[[Problem], None]], p: Problem) -> None:
             assert error < tolerance, f"{name}: gradients differ by {error:.1e}"
 
 
-def measure(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int, wanted: list[str]) -> dict[str, dict]:
+def measure(
+    shape: tuple[int, int, int], dtype: torch.dtype, repeats: int, budget: float, wanted: list[str]
+) -> dict[str, dict]:
     rows, dim, vocab = shape
+    began = time.monotonic()
     runs = contenders()
     unknown = set(wanted) - set(runs)
     if unknown:
@@ -185,7 +188,9 @@ def measure(shape: tuple[int, int, int], dtype: torch.dtype, repeats: int, wante
         warm[name], peak[name] = profiled(run, p)
     slow = [name for name, t in warm.items() if t > SLOW * warm["products"]]
     times: dict[str, list[float]] = {name: [warm[name]] if name in slow else [] for name in runs}
-    for _ in tqdm(range(repeats), desc="rounds"):
+    for done in tqdm(range(repeats), desc="rounds"):
+        if done and time.monotonic() - began > budget:
+            break
         for name, run in runs.items():
             if name not in slow:
                 times[name].append(seconds(run, p))
@@ -234,6 +239,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--budget", type=float, default=250.0, help="seconds after which no further round starts")
     parser.add_argument("--only", action="append", default=[], help="a contender's name; may be repeated")
     parser.add_argument("--json", type=Path, help="merge the results into this file")
     args = parser.parse_args()
@@ -241,7 +247,7 @@ def main() -> None:
     if len(shape) != 3:
         raise SystemExit(f"--shape {args.shape}: give rows,dim,vocabulary")
     torch.set_num_threads(args.threads)
-    result = measure(shape, getattr(torch, args.dtype), args.repeats, args.only)
+    result = measure(shape, getattr(torch, args.dtype), args.repeats, args.budget, args.only)
     print(f"{'':56s} {'s':>7s} {'x products':>10s} {'extra / logits':>14s}")
     for name, row in result.items():
         print(
