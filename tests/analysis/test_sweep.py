@@ -187,23 +187,19 @@ def sweep(*arguments):
 
 @pytest.mark.slow
 def test_runs_by_tune_run_resume_and_failures(tiny_model, tiny_data, tmp_path):
-    common = ["--config", "tiny", "--recipe", "full_finetune", "--output", tmp_path, *paths(tiny_model, tiny_data)]
-    # A learning rate that is no number passes the config's types and fails in the optimizer.
-    first = subprocess.run(
-        sweep(*common, "--grid", "optimizer.lr=1e-3,-1", "epochs=1"), capture_output=True, text=True, check=False
-    )
-    assert first.returncode == 1 and "failed: lr=-1-seed0" in first.stdout
+    common = ["sweep", "--config", "tiny", "--recipe", "full_finetune", "--output", str(tmp_path), "--json", "epochs=1"]
+    common += paths(tiny_model, tiny_data)
+    # A negative learning rate passes the config's types and fails in the optimizer.
+    first = CliRunner().invoke(app, [*common, "--grid", "optimizer.lr=1e-3,-1"], catch_exceptions=False)
+    report = json.loads(first.stdout)
+    assert first.exit_code == 1 and [item["name"] for item in report["failed"]] == ["lr=-1-seed0"]
+    assert "learning rate" in report["failed"][0]["error"]
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["lr=0.001-seed0"]
     before = (tmp_path / "runs" / "lr=0.001-seed0" / "run.json").read_bytes()
-    second = subprocess.run(
-        sweep(*common, "--grid", "optimizer.lr=1e-3,1e-2", "epochs=1", "--json"),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    second = CliRunner().invoke(app, [*common, "--grid", "optimizer.lr=1e-3,1e-2"], catch_exceptions=False)
     assert (tmp_path / "runs" / "lr=0.001-seed0" / "run.json").read_bytes() == before  # not run again
-    report = json.loads(second.stdout)
-    assert [trial["state"] for trial in report["trials"]] == ["done", "done"]
+    assert second.exit_code == 0
+    assert [trial["state"] for trial in json.loads(second.stdout)["trials"]] == ["done", "done"]
 
 
 @pytest.mark.slow
