@@ -42,6 +42,9 @@ def evaluate_model(
         str, typer.Option(help="always, never, or auto (where a task is written for chat).")
     ] = "auto",
     backend: Annotated[str, typer.Option(help="hf, or vllm if that is installed.")] = "hf",
+    model_args: Annotated[
+        str, typer.Option(help="Further key=value,... for lm-eval's model, e.g. tensor_parallel_size=2.")
+    ] = "",
     allow_code_execution: Annotated[
         bool, typer.Option(help="Run generated programs in the sandbox; without it pass@k tasks are skipped.")
     ] = False,
@@ -79,7 +82,7 @@ def evaluate_model(
     from entrodrop_tune.evaluation.runner import evaluate
 
     dtype = fast_dtype(device) if dtype == "fast" else dtype
-    settings = Settings(seed, dtype, batch_size, device, chat_template, data, backend, allow_code_execution)
+    settings = Settings(seed, dtype, batch_size, device, chat_template, data, backend, model_args, allow_code_execution)
     store = None if no_cache else TaskCache(cache or default_cache_folder())
     results = evaluate(source, suite, tasks, settings, store, _report_progress)
     if results is None:

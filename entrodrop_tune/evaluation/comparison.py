@@ -24,7 +24,7 @@ from entrodrop_tune.evaluation.statistics import (
 from entrodrop_tune.evaluation.training_cost import TrainingCost, training_cost
 
 # Settings that must agree for two scores to be comparable.
-_MUST_AGREE = ("seed", "dtype", "batch_size", "chat_template", "chat_template_hash", "backend")
+_MUST_AGREE = ("seed", "dtype", "batch_size", "chat_template", "chat_template_hash", "backend", "model_args")
 ALPHA = 0.05
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.tasks import TaskManager
+from lm_eval.utils import simple_parse_args_string
 
 from entrodrop_tune.errors import UserError, did_you_mean
 from entrodrop_tune.evaluation.models import ModelSource, chat_template_hash, tokenizer_folder
@@ -28,7 +29,11 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "auto": "aut
 
 @dataclass(frozen=True)
 class Settings:
-    """What a score depends on besides model and task. ``data``: bundled, hub or a folder (see ``task_data``)."""
+    """What a score depends on besides model and task.
+
+    ``data``: bundled, hub or a folder (see ``task_data``). ``model_args``: further ``key=value,...`` for lm-eval's
+    model class, such as ``parallelize=True`` or ``tensor_parallel_size=2``.
+    """
 
     seed: int = 0
     dtype: str = "auto"
@@ -37,6 +42,7 @@ class Settings:
     chat_template: str = "auto"
     data: str | None = None
     backend: str = "hf"
+    model_args: str = ""
     allow_code_execution: bool = False
 
 
@@ -171,14 +177,16 @@ def _load_model(source: ModelSource, settings: Settings) -> Any:
     arguments["tokenizer"] = str(tokenizer_folder(source))
     if settings.backend == "vllm":
         if source.adapter:
-            arguments["lora_local_path"] = str(source.adapter)
+            rank = json.loads((source.adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+            arguments |= {"lora_local_path": str(source.adapter), "max_lora_rank": max(16, rank)}
     else:
         arguments["device"] = _device(settings.device)
         if source.adapter:
             arguments["peft"] = str(source.adapter)
+    arguments |= simple_parse_args_string(settings.model_args)
     try:
         return get_model(settings.backend)(batch_size=_batch_size(settings), **arguments)
-    except (OSError, ValueError, ImportError) as error:  # what transformers and peft raise for unusable files
+    except (OSError, ValueError, ImportError, TypeError) as error:  # unusable files or arguments
         raise UserError(f"cannot load {source.path}: {str(error).splitlines()[0]}") from error
 
 

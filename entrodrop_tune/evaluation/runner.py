@@ -110,7 +110,7 @@ def _cache_key(harness: Harness, task: PreparedTask, limit: int | None) -> dict[
         "data": task.data_hash(limit),
         "limit": limit,
         "chat_template": task.chat_template,
-        **{name: settings[name] for name in ("seed", "dtype", "batch_size", "device", "backend")},
+        **{name: settings[name] for name in ("seed", "dtype", "batch_size", "device", "backend", "model_args")},
         "packages": package_versions(),
     }
 

@@ -342,6 +342,7 @@ def test_chat_template_is_recorded_and_required_when_asked_for(model, tmp_path):
         (["eval", "{model}", "--batch-size", "many"], '--batch-size is "many"'),
         (["eval", "{model}", "--suite", "entrodrop_arc_challenge"], "arc_challenge is not bundled"),
         (["eval", "{model}", "--suite", "entrodrop_piqa", "--data", "/nowhere"], "/nowhere"),
+        (["eval", "{model}", "--model-args", "nonsense=1", "--limit", "1", "--no-cache"], "cannot load"),
         (["compare", "{model}", "{model}"], "neither eval.json"),
     ],
 )
