@@ -86,7 +86,8 @@ def score_verdict(comparison: Comparison) -> list[str]:
         sentence = "After tuning the model is " + " and ".join(parts)
         sentence += f"; on {unclear} of {len(rows)} tasks no difference can be shown." if unclear else "."
     else:
-        sentence = f"After tuning, on none of the {len(rows)} tasks can a difference be shown."
+        tasks = "the one task" if len(rows) == 1 else f"any of the {len(rows)} tasks"
+        sentence = f"After tuning, no difference can be shown on {tasks}."
     return [sentence, *_retained(comparison)]
 
 

@@ -102,7 +102,10 @@ def draw_curriculum(axes: Axes, runs: Sequence[Run]) -> None:
     right.set_ylabel("threshold, nats (dotted)")
     right.grid(False)
     right.spines["right"].set_visible(True)
-    right.set_ylim(bottom=0)
+    highest = max(
+        (run.metrics["threshold"].max() for run in runs if run.metrics["threshold"].notna().any()), default=1.0
+    )
+    right.set_ylim(0, 1.1 * highest or 1.0)
     legend_above(axes, [*axes.lines, *(right.lines if single else [])])
 
 

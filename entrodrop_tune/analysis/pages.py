@@ -58,12 +58,12 @@ def _environment() -> Environment:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """``1.4753`` -> ``1.475``; a dash for nothing; other values as they are."""
+    """``-1.4753`` -> ``−1.475`` (the typographic minus); a dash for nothing; other values as they are."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return MISSING
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    return f"{value:.{digits}f}"
+    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
