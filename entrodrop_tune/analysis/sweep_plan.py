@@ -159,9 +159,36 @@ def parse_grid(items: Sequence[str]) -> dict[str, tuple[Any, ...]]:
             raise UserError(f'cannot read --grid "{item}": write key=value,value, for example optimizer.lr=1e-4,1e-3.')
         if key in grid:
             raise UserError(f'--grid names "{key}" twice: put all its values into one.')
-        listed = yaml.safe_load(text if text.startswith("[") else f"[{text}]")
+        listed = _yaml(text if text.startswith("[") else f"[{text}]", item)
         grid[key] = tuple(_number(value) for value in listed)
     return grid
+
+
+def parse_overrides(items: Sequence[str]) -> dict[str, Any]:
+    """``["epochs=3", "~adapter"]`` -> ``{"epochs": 3, "~adapter": None}``; the last of several for a key holds.
+
+    Raises:
+        UserError: an item that is neither ``key=value`` nor ``~key``.
+    """
+    overrides: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if item.startswith("~"):
+            overrides[item] = None
+        elif equals and key:
+            overrides[key] = _number(_yaml(text, item))
+        else:
+            raise UserError(f'cannot read override "{item}": write key=value, for example epochs=3.')
+    return overrides
+
+
+def _yaml(text: str, item: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(
+            f'cannot read "{item}": the value must be YAML, with text that holds , or : in quotes.'
+        ) from None
 
 
 def _number(value: Any) -> Any:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from entrodrop_tune.analysis.runs import is_run_folder
 from entrodrop_tune.analysis.sweep_plan import Plan, Trial
+from entrodrop_tune.errors import UserError
+from entrodrop_tune.training.launch import FREE_TO_CHANGE, load_config
 
 DONE = ("finished", "stopped_early")
 EXIT_INTERRUPTED = 75
@@ -31,8 +33,32 @@ class Result:
         return asdict(self)
 
 
+def check_trials(todo: Sequence[Trial], output: Path, config: Path) -> None:
+    """Refuse a mistake in any trial's config, or a folder that holds another run, before the first trial starts.
+
+    Raises:
+        UserError: naming the key, or the folder and what differs.
+    """
+    for trial in todo:
+        folder = output / "runs" / trial.name
+        planned = load_config(config, _overrides(trial, folder)).model_dump(mode="json", by_alias=True)
+        if not is_run_folder(folder):
+            continue
+        found = json.loads((folder / "run.json").read_text()).get("config", {})
+        changed = [key for key in planned if key not in FREE_TO_CHANGE and planned[key] != found.get(key)]
+        if changed:
+            raise UserError(
+                f'{folder} holds a run with other settings ("{changed[0]}" was {found.get(changed[0])!r}, would be '
+                f"{planned[changed[0]]!r}): give another --output, or delete it."
+            )
+
+
+def _overrides(trial: Trial, folder: Path) -> list[str]:
+    return [f"output_dir={folder}", "resume=true", "checkpoint.keep_last=1", *trial.overrides]
+
+
 def run_sweep(
-    plan: Plan, todo: Sequence[Trial], output: Path, config: Path, report: Callable[[int, Trial, float], None]
+    plan: Plan, todo: Sequence[Trial], output: Path, config: Path, report: Callable[[int, Trial, list[Result]], None]
 ) -> list[Result]:
     """Run what is not done yet; a failed trial does not stop the others, an interrupted one does.
 
@@ -44,14 +70,13 @@ def run_sweep(
         todo: the trials, in order.
         output: the sweep's folder.
         config: the training config every trial starts from.
-        report: called before each trial with its number from 0, the trial, and the seconds an average trial took.
+        report: called before each trial with its number from 0, the trial, and the results so far.
     """
     for name in ("runs", "logs", "failed"):
         (output / name).mkdir(parents=True, exist_ok=True)
     results: list[Result] = []
     for number, trial in enumerate(todo):
-        times = [result.seconds for result in results if result.seconds is not None]
-        report(number, trial, sum(times) / len(times) if times else 0.0)
+        report(number, trial, results)
         results.append(_run(trial, output, config))
         if plan.evaluate and results[-1].state == "done":
             results[-1] = _evaluated(results[-1], plan.evaluate, output)
@@ -66,7 +91,7 @@ def _run(trial: Trial, output: Path, config: Path) -> Result:
         return Result(trial, "done", f"runs/{trial.name}")
     command = [
         *(sys.executable, "-m", "torchtune._cli.tune", "run", f"entrodrop_tune/recipes/{trial.recipe}"),
-        *("--config", str(config), f"output_dir={folder}", "resume=true", "checkpoint.keep_last=1", *trial.overrides),
+        *("--config", str(config), *_overrides(trial, folder)),
     ]
     started = time.monotonic()
     code, stopped = _call(command, log)

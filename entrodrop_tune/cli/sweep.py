@@ -9,6 +9,7 @@ from entrodrop_tune.errors import UserError
 
 if TYPE_CHECKING:
     from entrodrop_tune.analysis.sweep_plan import Plan, Trial
+    from entrodrop_tune.analysis.sweep_run import Result
 
 
 def sweep(
@@ -47,6 +48,7 @@ def sweep(
 
     from entrodrop_tune.analysis.sweep_plan import trials
     from entrodrop_tune.analysis.sweep_report import write_overview
+    from entrodrop_tune.analysis.sweep_run import check_trials
     from entrodrop_tune.cli.catalog import configs, find
 
     # With --config there is no plan file, so the first positional argument is an override.
@@ -55,8 +57,8 @@ def sweep(
     chosen = _plan(plan, size, config, recipe, grid or [], seeds, evaluate, overrides or [])
     file = find(chosen.config, configs(), "config").resolve()
     parts = {name: (part, trials(part)) for name, part in chosen.by_domain(domain).items()}
-    for _, todo in parts.values():
-        _check(file, todo)
+    for name, (_, todo) in parts.items():
+        check_trials(todo, output / name if name else output, file)
     if dry_run:
         for name, (_, todo) in parts.items():
             for trial in todo:
@@ -99,7 +101,7 @@ def _plan(
     evaluate: str | None,
     overrides: list[str],
 ) -> "Plan":
-    from entrodrop_tune.analysis.sweep_plan import Plan, parse_grid, read_plan
+    from entrodrop_tune.analysis.sweep_plan import Plan, parse_grid, parse_overrides, read_plan
 
     if (path is None) == (config is None):
         raise UserError("give either a plan file or --config with --grid.")
@@ -110,20 +112,12 @@ def _plan(
     else:
         plan = Plan(title=f"Sweep of {config}", config=str(config), recipe=recipe)
     update: dict[str, Any] = {"grid": {**plan.grid, **parse_grid(grid)}}
-    update["overrides"] = {
-        **plan.overrides,
-        **{key: values[0] for key, values in parse_grid(_quoted(overrides)).items()},
-    }
+    update["overrides"] = {**plan.overrides, **parse_overrides(overrides)}
     if seeds is not None:
         update["seeds"] = _seeds(seeds)
     if evaluate is not None:
         update["evaluate"] = evaluate
     return plan.model_copy(update=update)
-
-
-def _quoted(overrides: list[str]) -> list[str]:
-    """Each override as a grid item of one value."""
-    return [f"{key}=[{value}]" for key, _, value in (item.partition("=") for item in overrides)]
 
 
 def _seeds(text: str) -> tuple[int, ...]:
@@ -133,21 +127,16 @@ def _seeds(text: str) -> tuple[int, ...]:
         raise UserError(f'--seeds "{text}": write whole numbers joined by commas, for example 0,1,2.') from None
 
 
-def _check(config: Path, todo: "list[Trial]") -> None:
-    """Refuse a mistake in any trial's config before the first one starts."""
-    from entrodrop_tune.training.launch import load_config
-
-    for trial in todo:
-        load_config(config, ["output_dir=unused", *trial.overrides])
-
-
 def _progress(total: int) -> Any:
     import sys
 
     from entrodrop_tune.analysis.pages import duration
 
-    def report(number: int, trial: "Trial", average: float) -> None:
-        left = f", about {duration(average * (total - number))} left" if average else ""
+    def report(number: int, trial: "Trial", results: "list[Result]") -> None:
+        if results and results[-1].state == "failed":
+            print(f"  failed: {results[-1].error}", file=sys.stderr, flush=True)
+        times = [result.seconds for result in results if result.seconds is not None]
+        left = f", about {duration(sum(times) / len(times) * (total - number))} left" if times else ""
         print(f"[{number + 1}/{total}] {trial.name}{left}", file=sys.stderr, flush=True)
 
     return report

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from entrodrop_tune.analysis.runs import load_runs
-from entrodrop_tune.analysis.sweep_plan import Plan, Size, parse_grid, read_plan, trials
+from entrodrop_tune.analysis.sweep_plan import Plan, Size, parse_grid, parse_overrides, read_plan, trials
 from entrodrop_tune.analysis.sweep_report import build_sweep_report, main_effects, write_sweep_report
 from entrodrop_tune.analysis.sweep_run import Result
 from entrodrop_tune.cli.main import app
@@ -55,6 +55,15 @@ def test_grid_text():
     assert parse_grid(["a.b=1,2.5", "c=x,y", "lr=1e-4,1e-3", "d=[[1,2],[3]]", "e=true"]) == {
         "a.b": (1, 2.5), "c": ("x", "y"), "lr": (1e-4, 1e-3), "d": ([1, 2], [3]), "e": (True,),
     }  # fmt: skip
+
+
+def test_overrides_text():
+    assert parse_overrides(["a.b=1", "~adapter", "c={x: [1, 2]}", "a.b=2", "d=", "e=1e-4"]) == {
+        "a.b": 2, "~adapter": None, "c": {"x": [1, 2]}, "d": None, "e": 1e-4,
+    }  # fmt: skip
+    for item in ("epochs", "=3", "a={"):
+        with pytest.raises(UserError, match="cannot read"):
+            parse_overrides([item])
 
 
 @pytest.mark.parametrize("item", ["a", "=1", "a="])
@@ -199,6 +208,8 @@ def test_runs_by_tune_run_resume_and_failures(tiny_model, tiny_data, tmp_path):
     second = CliRunner().invoke(app, [*common, "--grid", "optimizer.lr=1e-3,1e-2"], catch_exceptions=False)
     assert (tmp_path / "runs" / "lr=0.001-seed0" / "run.json").read_bytes() == before  # not run again
     assert second.exit_code == 0
+    with pytest.raises(UserError, match='"epochs" was 1, would be 2'):
+        CliRunner().invoke(app, [*common, "epochs=2", "--grid", "optimizer.lr=1e-3,1e-2"], catch_exceptions=False)
     assert [trial["state"] for trial in json.loads(second.stdout)["trials"]] == ["done", "done"]
 
 
