@@ -77,11 +77,10 @@ def evaluate_model(
     source = resolve_model(model, base)
 
     from entrodrop_tune.evaluation.cache import TaskCache, default_cache_folder
-    from entrodrop_tune.evaluation.harness import Settings, fast_dtype
+    from entrodrop_tune.evaluation.harness import Settings
     from entrodrop_tune.evaluation.results import save_results
     from entrodrop_tune.evaluation.runner import evaluate
 
-    dtype = fast_dtype(device) if dtype == "fast" else dtype
     settings = Settings(seed, dtype, batch_size, device, chat_template, data, backend, model_args, allow_code_execution)
     store = None if no_cache else TaskCache(cache or default_cache_folder())
     results = evaluate(source, suite, tasks, settings, store, _report_progress)

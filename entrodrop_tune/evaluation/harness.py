@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -85,7 +85,7 @@ class Harness:
 
     Args:
         source: the model.
-        settings: see ``Settings``.
+        settings: see ``Settings``; without ``auto`` and ``fast`` (``resolve_settings``).
 
     Raises:
         UserError: from ``prepare`` or ``run``: an unknown task, missing data, or a model that does not load.
@@ -180,38 +180,47 @@ def _load_model(source: ModelSource, settings: Settings) -> Any:
             rank = json.loads((source.adapter / "adapter_config.json").read_text(encoding="utf-8"))["r"]
             arguments |= {"lora_local_path": str(source.adapter), "max_lora_rank": max(16, rank)}
     else:
-        arguments["device"] = _device(settings.device)
+        arguments["device"] = settings.device
         if source.adapter:
             arguments["peft"] = str(source.adapter)
     arguments |= simple_parse_args_string(settings.model_args)
+    batch_size = settings.batch_size if settings.batch_size == "auto" else int(settings.batch_size)
     try:
-        return get_model(settings.backend)(batch_size=_batch_size(settings), **arguments)
+        return get_model(settings.backend)(batch_size=batch_size, **arguments)
     except (OSError, ValueError, ImportError, TypeError) as error:  # unusable files or arguments
         raise UserError(f"cannot load {source.path}: {str(error).splitlines()[0]}") from error
 
 
-def fast_dtype(device: str) -> str:
-    """``bf16`` where ``device`` (or the one ``auto`` means) computes in it natively, else ``fp32``."""
+def resolve_settings(settings: Settings) -> Settings:
+    """What ``auto`` and ``fast`` stand for on this machine, so that the record and the cache hold what was run.
+
+    Batch size: lm-eval finds the largest one by running out of GPU memory; a CPU would swap, so 8 stands for auto there.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
     import torch
 
-    if _device(device).startswith("cuda"):
+    device = settings.device
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f'device "{device}" is not available here: use --device cpu or auto')
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_cpu = device == "cpu" and settings.backend == "hf"
+    return replace(
+        settings,
+        device=device,
+        dtype=_fast_dtype(device) if settings.dtype == "fast" else settings.dtype,
+        batch_size="8" if on_cpu and settings.batch_size == "auto" else settings.batch_size,
+        data=chosen_data(settings.data),
+    )
+
+
+def _fast_dtype(device: str) -> str:
+    """``bf16`` where the device computes in it natively, else ``fp32``."""
+    import torch
+
+    if device.startswith("cuda"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     capabilities = torch.cpu.get_capabilities()
     return "bf16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "fp32"
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f'device "{device}" is not available here: use --device cpu or auto')
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _batch_size(settings: Settings) -> int | str:
-    """lm-eval finds the largest batch by running out of GPU memory; on a CPU that would swap, so 8 stands for auto."""
-    if settings.batch_size != "auto":
-        return int(settings.batch_size)
-    return "auto" if settings.backend == "vllm" or _device(settings.device) != "cpu" else 8

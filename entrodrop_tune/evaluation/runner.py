@@ -11,7 +11,7 @@ from typing import Any
 
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.evaluation.cache import TaskCache
-from entrodrop_tune.evaluation.harness import Harness, PreparedTask, Settings, package_versions
+from entrodrop_tune.evaluation.harness import Harness, PreparedTask, Settings, package_versions, resolve_settings
 from entrodrop_tune.evaluation.models import ModelSource, chat_template_hash, count_parameters
 from entrodrop_tune.evaluation.program_check import require_working_sandbox
 from entrodrop_tune.evaluation.results import EvalResults, Item, ModelRecord, TaskSummary
@@ -42,6 +42,7 @@ def evaluate(
         The results, or ``None`` on all but the first process of a multi-process launch.
     """
     started, clock = datetime.now(UTC), time.monotonic()
+    settings = resolve_settings(settings)
     harness = Harness(source, settings)
     prepared = [(harness.prepare(task.name), task.limit) for task in tasks]
     skipped, summaries, items = {}, {}, []

@@ -190,6 +190,12 @@ def test_cache_saves_the_model_and_depends_on_what_matters(model, adapter, tmp_p
     assert calls[2:] == ["entrodrop_piqa", "entrodrop_piqa", "entrodrop_gsm8k_nll"]
 
 
+def test_the_record_holds_what_auto_stood_for(model):
+    results = run(model, "entrodrop_piqa", limit=1, settings=Settings(device="cpu", dtype="fast"))
+    assert results.settings["dtype"] in ("bf16", "fp32") and results.settings["device"] == "cpu"
+    assert results.settings["batch_size"] == "8" and results.settings["data"] == "bundled"
+
+
 def test_a_damaged_cache_file_is_computed_again(model, tmp_path):
     cache = TaskCache(tmp_path)
     first = run(model, "entrodrop_piqa", cache=cache)
