@@ -194,7 +194,7 @@ def _load_model(source: ModelSource, settings: Settings) -> Any:
 def resolve_settings(settings: Settings) -> Settings:
     """What ``auto`` and ``fast`` stand for on this machine, so that the record and the cache hold what was run.
 
-    Batch size: lm-eval finds the largest one by running out of GPU memory; a CPU would swap, so 8 stands for auto there.
+    Batch size: lm-eval finds the largest by running out of GPU memory; a CPU would swap, so 8 stands for auto there.
 
     Raises:
         UserError: a GPU is asked for and there is none.
