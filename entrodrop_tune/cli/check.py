@@ -52,6 +52,8 @@ def _print(plan: dict[str, Any]) -> None:
     ):
         summary.add_row(name, value)
     console.print(summary)
+    for finding in data["findings"]:
+        console.print(f"note: {finding}", markup=False)
     curriculum = Table(title="Curriculum", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in plan["curriculum"][0]:
         curriculum.add_column(heading.replace("_", " "), justify="right")
