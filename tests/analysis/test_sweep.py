@@ -214,7 +214,7 @@ def test_runs_by_tune_run_resume_and_failures(tiny_model, tiny_data, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupt_saves_the_run_in_progress(tiny_model, tiny_data, tmp_path):
+def test_an_interrupt_saves_the_run_in_progress_and_the_next_call_goes_on(tiny_model, tiny_data, tmp_path):
     common = ["--config", "tiny", "--recipe", "full_finetune", "--output", tmp_path, *paths(tiny_model, tiny_data)]
     process = subprocess.Popen(sweep(*common, "epochs=5000"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     metrics = tmp_path / "runs" / "all-seed0" / "metrics.jsonl"
@@ -225,3 +225,11 @@ def test_an_interrupt_saves_the_run_in_progress(tiny_model, tiny_data, tmp_path)
     assert process.wait(timeout=60) == 1
     assert json.loads((tmp_path / "runs" / "all-seed0" / "run.json").read_text())["exit"] == "interrupted"
     assert json.loads((tmp_path / "sweep.json").read_text())["unfinished"] == ["all-seed0"]
+
+    def steps():
+        return [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+
+    done, first_line = steps()[-1], metrics.read_text().splitlines()[0]
+    subprocess.run(sweep(*common, "epochs=5000", f"max_steps={done + 2}"), check=True, capture_output=True)
+    assert steps() == list(range(1, done + 3))
+    assert metrics.read_text().splitlines()[0] == first_line  # gone on with, not begun again
