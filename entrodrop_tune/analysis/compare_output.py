@@ -80,6 +80,7 @@ def draw_differences(axes: Axes, comparison: RunComparison) -> None:
 
 
 def save_comparison(comparison: RunComparison, runs: Sequence[Run], path: Path) -> None:
+    """Draw curves and differences side by side into a PNG."""
     with house_style():
         height = max(4.4, 1.4 + 0.42 * len(comparison.groups))
         figure = Figure(figsize=(12, height), layout="constrained")

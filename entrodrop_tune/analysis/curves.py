@@ -110,6 +110,7 @@ def draw_curriculum(axes: Axes, runs: Sequence[Run]) -> None:
 
 
 def draw_kept(axes: Axes, runs: Sequence[Run]) -> None:
+    """Share of target tokens that gave loss."""
     _draw_column(axes, runs, "kept_fraction", "tokens kept", TEAL)
     axes.set_ylim(0, 1.03)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -38,6 +38,7 @@ class Range:
     keep: float
 
     def select(self, entropy: Tensor, nll: Tensor, rows: Tensor) -> Tensor:
+        """Keeps this range's tokens: a ``select`` of the fused loss."""
         return (entropy >= self.low) & (entropy < self.high)
 
 
@@ -130,6 +131,7 @@ class _States:
     @staticmethod
     @torch.no_grad()
     def of(subject: Subject, batches: Sequence[Batch]) -> "_States":
+        """One forward pass over ``batches``; only target tokens are kept."""
         hidden, labels = [], []
         for batch in batches:
             states = hidden_states(subject.model.decoder, batch.tokens, mask=batch.mask, input_pos=batch.positions)

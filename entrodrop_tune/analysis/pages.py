@@ -72,10 +72,12 @@ def signed(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None, digits: int = 0) -> str:
+    """``0.256`` -> ``26%``."""
     return MISSING if value is None else f"{value * 100:.{digits}f}%"
 
 
 def duration(seconds: float | None) -> str:
+    """``3671`` seconds -> ``1 h 1 min``."""
     if seconds is None:
         return MISSING
     minutes, rest = divmod(round(seconds), 60)

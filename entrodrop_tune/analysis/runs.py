@@ -52,6 +52,7 @@ class Run:
 
 
 def is_run_folder(path: Path | str) -> bool:
+    """Whether ``path`` is what a training run wrote into."""
     return (Path(path) / "run.json").is_file()
 
 

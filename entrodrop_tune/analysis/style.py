@@ -54,6 +54,7 @@ RC: Any = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
+    """Matplotlib settings of every figure here."""
     with matplotlib.rc_context(RC):
         yield
 
@@ -116,4 +117,5 @@ def inline_svg(figure: Figure, name: str, alt: str) -> str:
 
 
 def save_png(figure: Figure, path: Path) -> None:
+    """Write ``figure`` on white, without what would make two equal figures differ."""
     figure.savefig(path, format="png", facecolor="white", metadata={"Software": None})

@@ -47,6 +47,7 @@ class RunSummary:
 
 
 def summarize(run: Run) -> RunSummary:
+    """The numbers of ``run``; an empty run has none."""
     metrics, validation = run.metrics, run.validation.dropna(subset=["nll"])
     best = validation.loc[validation["nll"].idxmin()] if len(validation) else None
     last = validation.iloc[-1] if len(validation) else None

@@ -48,6 +48,7 @@ def find_problems(run: Run) -> list[Finding]:
 
 
 def unfinished(run: Run, summary: RunSummary) -> Finding | None:
+    """The run was interrupted or failed."""
     if run.exit not in {"failed", "interrupted"}:
         return None
     total = run.info.get("total_steps")
@@ -61,6 +62,7 @@ def unfinished(run: Run, summary: RunSummary) -> Finding | None:
 
 
 def not_finite(run: Run, summary: RunSummary) -> Finding | None:
+    """Steps whose training loss is NaN or infinite."""
     # A missing value is not a failure; a step that logged tokens but no finite loss is.
     bad = run.metrics[(run.metrics["tokens"] > 0) & ~run.metrics["nll_all"].map(math.isfinite)]
     if not len(bad):
@@ -75,6 +77,7 @@ def not_finite(run: Run, summary: RunSummary) -> Finding | None:
 
 
 def nothing_kept(run: Run, summary: RunSummary) -> Finding | None:
+    """Steps in which every token was dropped."""
     empty = run.metrics[run.metrics["kept_fraction"] == 0]
     if not len(empty):
         return None
@@ -88,6 +91,7 @@ def nothing_kept(run: Run, summary: RunSummary) -> Finding | None:
 
 
 def kept_too_low(run: Run, summary: RunSummary) -> Finding | None:
+    """An epoch that kept less than :data:`KEPT_TOO_LOW` of its target tokens."""
     lowest = summary.lowest_epoch_kept_fraction
     if lowest is None or lowest >= KEPT_TOO_LOW:
         return None
@@ -102,6 +106,7 @@ def kept_too_low(run: Run, summary: RunSummary) -> Finding | None:
 
 
 def grammar_loss(run: Run, summary: RunSummary) -> Finding | None:
+    """Validation NLL of the low-entropy half ends more than :data:`GRAMMAR_LOSS` above its lowest."""
     rows = run.validation.dropna(subset=["nll_low_entropy"])
     if len(rows) < 2:
         return None
@@ -124,6 +129,7 @@ def grammar_loss(run: Run, summary: RunSummary) -> Finding | None:
 
 
 def threshold_drift(run: Run, summary: RunSummary) -> Finding | None:
+    """Threshold over mean entropy moved by more than :data:`THRESHOLD_DRIFT` at an unchanged setting."""
     curriculum = curriculum_of(run)
     if curriculum is not None and len(set(curriculum.threshold.values())) > 1:
         return None  # it moves on purpose
@@ -158,6 +164,7 @@ def _ends(values: pd.Series) -> tuple[pd.Series, pd.Series]:
 
 
 def quantile_missed(run: Run, summary: RunSummary) -> Finding | None:
+    """The share of tokens below the threshold is not the quantile that was asked for."""
     curriculum, section = curriculum_of(run), run.config.get("entrodrop") or {}
     if (
         curriculum is None
@@ -199,6 +206,7 @@ def curriculum_of(run: Run) -> Curriculum | None:
 
 
 def curriculum_cut_short(run: Run, summary: RunSummary) -> Finding | None:
+    """The run ended before its planned steps while the drop rate was still on its way."""
     total = run.info.get("total_steps")
     if not total or run.exit == "running" or summary.steps >= total:
         return None
@@ -220,6 +228,7 @@ def curriculum_cut_short(run: Run, summary: RunSummary) -> Finding | None:
 
 
 def overfitting(run: Run, summary: RunSummary) -> Finding | None:
+    """The final validation NLL is more than :data:`OVERFIT` above the best."""
     if summary.best_nll is None or summary.degradation is None or summary.degradation <= OVERFIT * summary.best_nll:
         return None
     return Finding(
@@ -235,6 +244,7 @@ def overfitting(run: Run, summary: RunSummary) -> Finding | None:
 
 
 def gradient_spike(run: Run, summary: RunSummary) -> Finding | None:
+    """The largest gradient norm is more than :data:`GRADIENT_SPIKE` times the median."""
     norm = run.metrics["grad_norm"].dropna()
     if len(norm) < 8 or norm.median() <= 0 or norm.max() <= GRADIENT_SPIKE * norm.median():
         return None
