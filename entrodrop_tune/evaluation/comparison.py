@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.evaluation.groups import GroupSummary, group_summaries
 from entrodrop_tune.evaluation.results import EvalResults, Item, TaskSummary
 from entrodrop_tune.evaluation.retention import Retention, retention_index
 from entrodrop_tune.evaluation.statistics import (
-    Interval,
     detectable_effect,
     holm,
     mcnemar_p,
@@ -60,22 +60,6 @@ class Row:
         if (self.p if self.p_holm is None else self.p_holm) >= ALPHA or self.delta == 0:
             return "no difference shown"
         return "better" if (self.delta > 0) == self.higher_is_better else "worse"
-
-
-@dataclass(frozen=True)
-class GroupSummary:
-    """Mean delta of a group's primary metrics, each turned so that positive is better and put on one scale.
-
-    ``delta`` is in percentage points for accuracies and in per cent of the base's value for bits per byte, so
-    tasks of the two kinds are summarised apart (``kind``: ``accuracy`` or ``likelihood``).
-    """
-
-    group: str
-    kind: str
-    tasks: tuple[str, ...]
-    delta: float
-    ci_low: float
-    ci_high: float
 
 
 @dataclass(frozen=True)
@@ -138,7 +122,7 @@ def compare_evaluations(base: EvalResults, tuned: EvalResults, seed: int = 0) ->
         tuned=tuned.model.path,
         cost=training_cost(tuned.model.path),
         rows=tuple(rows),
-        groups=tuple(_group_summaries(rows)),
+        groups=tuple(group_summaries(rows, base)),
         retention=retention_index(base, tuned, seed=seed),
         warnings=tuple(_warnings(base, tuned, shared)),
     )
@@ -189,31 +173,6 @@ def _row(pairs: Sequence[tuple[Item, Item]], task: str, summary: TaskSummary, me
 
 def _binary(values: np.ndarray) -> bool:
     return bool(np.isin(values, (0, 1)).all())
-
-
-def _group_summaries(rows: Sequence[Row]) -> list[GroupSummary]:
-    kinds: dict[tuple[str, str], list[Row]] = {}
-    for row in rows:
-        if row.primary:
-            kind = "likelihood" if row.metric == "bits_per_byte" else "accuracy"
-            kinds.setdefault((row.group, kind), []).append(row)
-    return [_group_summary(group, kind, members) for (group, kind), members in sorted(kinds.items())]
-
-
-def _group_summary(group: str, kind: str, rows: Sequence[Row]) -> GroupSummary:
-    """Unweighted mean over tasks; tasks are independent samples, so half-widths add in squares."""
-    scaled = [_scaled(row) for row in rows]
-    delta = sum(interval.value for interval in scaled) / len(scaled)
-    below = math.hypot(*(interval.value - interval.low for interval in scaled)) / len(scaled)
-    above = math.hypot(*(interval.high - interval.value for interval in scaled)) / len(scaled)
-    return GroupSummary(group, kind, tuple(row.task for row in rows), delta, delta - below, delta + above)
-
-
-def _scaled(row: Row) -> Interval:
-    factor = 100.0 if row.metric != "bits_per_byte" else 100.0 / row.base
-    if row.higher_is_better:
-        return Interval(row.delta * factor, row.ci_low * factor, row.ci_high * factor)
-    return Interval(-row.delta * factor, -row.ci_high * factor, -row.ci_low * factor)
 
 
 def _warnings(base: EvalResults, tuned: EvalResults, shared: Sequence[str]) -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from entrodrop_tune.evaluation.comparison import Comparison, GroupSummary, Row
+from entrodrop_tune.evaluation.comparison import Comparison, Row
+from entrodrop_tune.evaluation.groups import GroupSummary
 from entrodrop_tune.evaluation.training_cost import TrainingCost
 
 if TYPE_CHECKING:

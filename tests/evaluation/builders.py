@@ -5,7 +5,8 @@ from entrodrop_tune.evaluation.summary import summarise
 
 
 def evaluation(path="base", tasks=None, **settings):
-    """``tasks``: name -> {"scores": [...], and optionally group, metric, chance, higher, weights, clusters}."""
+    """``tasks``: name -> {"scores": [...], and optionally group, metric, chance, higher, weights, clusters,
+    rows (a name tasks over the same rows share)}."""
     summaries, items = {}, []
     for name, spec in (tasks or {}).items():
         metric = spec.get("metric", "acc")
@@ -13,7 +14,7 @@ def evaluation(path="base", tasks=None, **settings):
             Item(
                 task=name,
                 doc_id=i,
-                doc_hash=f"{name}{i}",
+                doc_hash=f"{spec.get('rows', name)}{i}",
                 metrics={metric: score},
                 weights={metric: spec["weights"][i]} if "weights" in spec else {},
                 cluster=spec["clusters"][i] if "clusters" in spec else None,

@@ -74,6 +74,23 @@ def test_groups_turn_every_metric_so_that_positive_is_better():
     assert code.ci_high < 0 and code.ci_low < code.delta < code.ci_high
 
 
+def test_tasks_over_the_same_rows_do_not_narrow_the_group():
+    """Two prompts over the same questions say little more than one; two sets of questions do."""
+    base, tuned = {"scores": scores(40, 100)}, {"scores": scores(60, 100)}
+
+    def width(rows):
+        pair = [
+            evaluation(name, {task: {**spec, "rows": row} for task, row in zip("xy", rows, strict=True)})
+            for name, spec in (("a", base), ("b", tuned))
+        ]
+        (group,) = compare_evaluations(*pair).groups
+        assert group.delta == pytest.approx(20.0)
+        return group.ci_high - group.ci_low
+
+    same, apart = width(["q", "q"]), width(["q", "r"])
+    assert same == pytest.approx(apart * 2**0.5)
+
+
 def test_items_are_paired_by_content_not_by_position():
     base, tuned = pair()
     tuned.items.reverse()
