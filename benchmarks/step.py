@@ -226,26 +226,22 @@ def main() -> None:
         "settings": {"dtype": arguments.dtype, "batch_size": arguments.batch_size, "rounds": arguments.rounds},
     }
     for mode in arguments.modes:
-        speed = measure_speed(arguments, mode == "lora", dtype)
+        rows = result[mode] = measure_speed(arguments, mode == "lora", dtype)
         nothing = measure_memory(arguments, mode, "none")
-        rows = {
-            trainer: {**values, "peak_bytes": measure_memory(arguments, mode, trainer) - nothing}
-            for trainer, values in speed.items()
-        }
+        for trainer, row in rows.items():
+            row["peak_bytes"] = measure_memory(arguments, mode, trainer) - nothing
         stock = rows["torchtune 0.6.1"]
-        for row in rows.values():
-            row["speed_over_torchtune"] = stock["seconds"] / row["seconds"]
-            row["memory_over_torchtune"] = row["peak_bytes"] / stock["peak_bytes"]
-        result[mode] = rows
         print(f"\n{mode}, {arguments.dtype}: speed and peak memory as multiples of stock torchtune's")
         for trainer, row in rows.items():
+            row["speed_over_torchtune"] = stock["seconds"] / row["seconds"]
+            row["memory_over_torchtune"] = row["peak_bytes"] / stock["peak_bytes"]
             print(
                 f"  {trainer:16s} speed {row['speed_over_torchtune']:.2f}x  memory {row['memory_over_torchtune']:.2f}x"
                 f"  first loss {row['first_loss']:.4f}"
             )
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+        if arguments.json:
+            arguments.json.parent.mkdir(parents=True, exist_ok=True)
+            arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from entrodrop_tune.errors import UserError
 
 MANIFEST = "manifest.json"
 RESUME = "resume"
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
 
 
 class CheckpointError(RuntimeError):
@@ -60,10 +61,11 @@ class CheckpointStore:
             _sync_folder(self.folder)
         except Exception as error:
             shutil.rmtree(aside, ignore_errors=True)
-            if not _is_disk_trouble(error):
+            trouble = _disk_trouble(error)
+            if trouble is None:
                 raise
             raise CheckpointError(
-                f"checkpoint {final} was not saved: {error}. Earlier checkpoints are intact"
+                f"checkpoint {final} was not saved: {trouble}. Earlier checkpoints are intact"
                 f" (newest: {self.path(self.steps()[-1]) if self.steps() else 'none'})."
                 " Free disk space or choose another output_dir, then run again with resume=true."
             ) from error
@@ -114,12 +116,18 @@ class CheckpointStore:
                 shutil.rmtree(self.path(newer))
 
 
-def _is_disk_trouble(error: BaseException) -> bool:
-    # safetensors reports an I/O failure as its own error type with the system's words inside.
-    numbers = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
-    if isinstance(error, OSError):
-        return error.errno in numbers
-    return type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
+def _disk_trouble(error: BaseException | None) -> BaseException | None:
+    """The error in ``error``'s chain that is the disk's doing, or None.
+
+    torch.save hides the system's error behind one of its own; safetensors has the system's words inside its own type.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            return error
+        if type(error).__name__ == "SafetensorError" and "I/O error" in str(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _own_files(folder: Path) -> list[Path]:

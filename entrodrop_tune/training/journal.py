@@ -48,7 +48,11 @@ def peak_memory(device: torch.device) -> int:
     """Most bytes this process has held on ``device`` (CPU: its peak resident size)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent held when it started this process, too
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class Journal:

@@ -122,7 +122,8 @@ class Snapshot:
             save_file(trained, resume / "trained.safetensors")
             if config.checkpoint.save_merged:
                 save_merged(self.model, config.adapter, config.model.path, folder / "merged")
-        torch.save(self.optimizer, resume / "optimizer.pt")
+        with (resume / "optimizer.pt").open("wb") as file:  # a path would hide what the system says of a full disk
+            torch.save(self.optimizer, file)
         save_file(self.tensors, resume / "state.safetensors")
         (resume / "state.json").write_text(json.dumps(self.values, indent=1) + "\n")
 

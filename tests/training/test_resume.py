@@ -1,8 +1,11 @@
 """A killed run that is resumed ends with the bits of one that was never interrupted."""
 
+import json
 import multiprocessing
 import os
 import random
+import re
+import resource
 import signal
 import subprocess
 import time
@@ -10,6 +13,7 @@ import time
 import pytest
 
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.training.checkpoint import CheckpointError, CheckpointStore
 from entrodrop_tune.training.launch import EXIT_INTERRUPTED, load_config, run_training
 from tests.training.runs import ADAPTER, TINY, command, environment, journal, lines, overrides, tune, weights
 
@@ -106,6 +110,42 @@ def test_a_run_interrupted_by_exception_goes_on_from_its_last_checkpoint(setting
     assert run_training(recipe, load_config(TINY, settings("other", *more, "resume=true"))) == 0
     assert journal(tmp_path / "other") == journal(tmp_path / "reference")
     assert weights(tmp_path / "other" / "last") == weights(tmp_path / "reference" / "last")
+
+
+def run_on_a_filling_disk(recipe: str, arguments: list[str], results) -> None:
+    """Files may not grow past a limit once the first checkpoint is there."""
+    real_save = CheckpointStore.save
+
+    def save(store, step, write):
+        if store.steps():
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+        return real_save(store, step, write)
+
+    CheckpointStore.save = save
+    try:
+        run_training(recipe, load_config(TINY, arguments))
+    except CheckpointError as error:
+        results.put(str(error))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_full_disk_leaves_the_earlier_checkpoint_and_says_so(case, settings, tmp_path):
+    recipe, more = CASES[case]
+    # An adapter is small: train a larger one, so that it too meets the limit.
+    more = [*more, "adapter.rank=64"] if case == "lora" else more
+    assert run_training(recipe, load_config(TINY, settings("reference", *more))) == 0
+    results = PROCESSES.SimpleQueue()
+    process = PROCESSES.Process(target=run_on_a_filling_disk, args=(recipe, settings("full", *more), results))
+    process.start()
+    process.join()
+    message = results.get()
+    assert re.search(r"step_\d+ was not saved: .*File too large.*newest: .*step_4.*resume=true", message), message
+    run = tmp_path / "full"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step_4"]
+    assert json.loads((run / "run.json").read_text())["exit"] == "failed"
+    assert run_training(recipe, load_config(TINY, settings("full", *more, "resume=true"))) == 0
+    assert journal(run) == journal(tmp_path / "reference")
+    assert weights(run / "last") == weights(tmp_path / "reference" / "last")
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, tmp_path, capsys):
