@@ -141,6 +141,7 @@ def seconds(run: Callable[[Problem], None], p: Problem) -> float:
 
 def profiled(run: Callable[[Problem], None], p: Problem) -> tuple[float, int]:
     """Seconds of one call, and the largest sum of live allocations during it, results included."""
+    p.clear()  # outside the profile: what it frees must not count
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         duration = seconds(run, p)
     live = peak = 0
