@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = ("group", "task", "metric", "n", "base", "tuned", "delta", "95 % interval", "p (Holm)", "finds", "verdict")
-_UNITS = {"accuracy": "points", "likelihood": "% of base bits/byte"}
+_UNITS = {"accuracy": "points", "likelihood": "% fewer bits/byte"}
 
 
 def row_cells(row: Row) -> tuple[str, ...]:
@@ -86,7 +86,7 @@ def _cost_cells(cost: TrainingCost | None) -> list[str]:
 def _gain_cells(comparison: Comparison, domain: str) -> list[str]:
     changes: dict[str, list[str]] = {}
     for group in comparison.groups:
-        unit = "pt" if group.kind == "accuracy" else "% bits"
+        unit = "pt" if group.kind == "accuracy" else "% fewer bits"
         changes.setdefault(group.group, []).append(f"{group.delta:+.1f} {unit}")
     index = comparison.retention.index if comparison.retention else None
     kept = f"{index.value:.2f} ({index.low:.2f} to {index.high:.2f})" if index else "–"
@@ -191,7 +191,9 @@ def _draw_panel(axes: Any, named: Sequence[tuple[str, tuple[GroupSummary, GroupS
             fmt="o",
             capsize=3,
         )
-        axes.annotate(Path(name).name, (general.delta, gain.delta), textcoords="offset points", xytext=(6, 6))
+        axes.annotate(
+            "/".join(Path(name).parts[-2:]), (general.delta, gain.delta), textcoords="offset points", xytext=(6, 6)
+        )
     coordinates = [(general.delta, gain.delta) for _, general, gain in points]
     front = [coordinates[i] for i in pareto_front(coordinates)]
     if len(front) > 1:
