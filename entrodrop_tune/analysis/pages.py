@@ -3,11 +3,12 @@
 import base64
 import hashlib
 import math
+import re
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 MISSING = "–"
 
@@ -53,6 +54,7 @@ def _environment() -> Environment:
         "count": count,
         "interval": interval,
         "cell": markdown_cell,
+        "code": inline_code,
     }
     return environment
 
@@ -103,6 +105,11 @@ def interval(mean: dict[str, Any], digits: int = 3) -> str:
     """``{"value": 0.8834, "half_width": 0.011}`` -> ``0.883 ± 0.011``."""
     text = number(mean["value"], digits)
     return text if mean["half_width"] is None else f"{text} ± {mean['half_width']:.{digits}f}"
+
+
+def inline_code(text: str) -> Markup:
+    """Escaped, with what stands in backticks as ``<code>``."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def markdown_cell(value: Any) -> str:
