@@ -73,7 +73,10 @@ def gradient_share(
     ranges = entropy_ranges(tokens["entropy"].to_numpy(), setting, threshold)
     batches = _batches(domain.samples[:samples], subject)
     states = _States.of(subject, batches)
-    measured = {"hidden": lambda: _hidden_products(states, ranges), "head": lambda: _head_products(states, ranges)}
+    entropy, nll = tokens["entropy"].to_numpy(), tokens["nll"].to_numpy()
+    inside = np.stack([(entropy >= part.low) & (entropy < part.high) for part in ranges])
+    members = torch.from_numpy(inside)
+    measured = {"hidden": lambda: _hidden_products(states, members), "head": lambda: _head_products(states, members)}
     measured["model"] = lambda: _model_products(subject, batches, progress(ranges, total=len(ranges)))
     return {
         "samples": min(samples, len(domain.samples)),
@@ -84,11 +87,10 @@ def gradient_share(
                 "low": max(0.0, part.low),
                 "high": None if np.isinf(part.high) else part.high,
                 "keep_probability": part.keep,
-                "token_share": float(inside.mean()),
-                "nll_share": float(tokens["nll"][inside].sum() / tokens["nll"].sum()),
+                "token_share": float(rows.mean()),
+                "nll_share": float(nll[rows].sum() / nll.sum()),
             }
-            for part in ranges
-            for inside in [(tokens["entropy"] >= part.low) & (tokens["entropy"] < part.high)]
+            for part, rows in zip(ranges, inside, strict=True)
         ],
         "scopes": {scope: shares(measured[scope](), [part.keep for part in ranges]) for scope in scopes},
     }
@@ -152,24 +154,25 @@ def _batches(samples: Sequence[Sample], subject: Subject) -> list[Batch]:
     return batches
 
 
-def _hidden_products(states: _States, ranges: Sequence[Range]) -> np.ndarray:
+def _hidden_products(states: _States, inside: Tensor) -> np.ndarray:
     """Rows of the hidden states' gradient belong to one token each, so ranges are orthogonal."""
     hidden = states.hidden.detach().requires_grad_()
     output = linear_cross_entropy(hidden, states.weight, states.labels)
     (gradient,) = torch.autograd.grad(output.loss_sum, hidden)
-    squares = gradient.double().square().sum(1)
-    inside = torch.stack([part.select(output.entropy, output.nll, states.labels) for part in ranges])
-    return np.diag((inside.double() @ squares).cpu().numpy())
+    squares = gradient.double().square().sum(1).cpu()
+    return np.diag((inside.double() @ squares).numpy())
 
 
-def _head_products(states: _States, ranges: Sequence[Range]) -> np.ndarray:
-    weight = states.weight.requires_grad_()
+def _head_products(states: _States, inside: Tensor) -> np.ndarray:
+    weight = states.weight.detach().requires_grad_()
 
-    def gradient(select: Select) -> list[Tensor]:
-        output = linear_cross_entropy(states.hidden, weight, states.labels, select)
+    def gradient(rows: Tensor) -> list[Tensor]:
+        # Only the range's own rows are computed, so that all ranges together cost one pass.
+        rows = rows.to(states.hidden.device)
+        output = linear_cross_entropy(states.hidden[rows], weight, states.labels[rows])
         return list(torch.autograd.grad(output.loss_sum, weight))
 
-    return _products([gradient(part.select) for part in ranges])
+    return _products([gradient(rows) for rows in inside])
 
 
 def _model_products(subject: Subject, batches: Sequence[Batch], ranges: Sequence[Range]) -> np.ndarray:
