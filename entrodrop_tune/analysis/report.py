@@ -102,7 +102,8 @@ def _run_entry(run: Run, name: str) -> dict[str, Any]:
         "exit": run.exit,
         "started": info.get("started"),
         "ended": info.get("ended"),
-        "seconds": _seconds(info.get("started"), info.get("ended")),
+        # A resumed run's start is that of its last part.
+        "seconds": None if info.get("resumed_from") else _seconds(info.get("started"), info.get("ended")),
         "verdict": verdict(name, summary),
         "summary": summary.as_dict(),
         "warnings": [finding.as_dict() for finding in find_problems(run)],
