@@ -73,14 +73,10 @@ def load_run(path: Path | str) -> Run:
         raise UserError(f"{path / 'run.json'} is not valid JSON ({error}). Is the run folder damaged?") from None
     if not isinstance(info, dict):
         raise UserError(f"{path / 'run.json'} must hold a JSON object.")
-    metrics = _frame(read_jsonl(path / "metrics.jsonl"), METRICS_COLUMNS)
-    if ((info.get("config") or {}).get("entrodrop") or {}).get("select") == "none":
-        # The curriculum runs along in the log, but nothing is ever compared with it.
-        metrics[["drop_rate", "threshold"]] = (0.0, math.nan)
     return Run(
         path=path.resolve(),
         info=info,
-        metrics=metrics,
+        metrics=_frame(read_jsonl(path / "metrics.jsonl"), METRICS_COLUMNS),
         validation=_frame(read_jsonl(path / "validation.jsonl"), VALIDATION_COLUMNS),
     )
 

@@ -8,9 +8,10 @@ from entrodrop_tune.method.input_site import EntropyCache, corrupt_tokens
 from entrodrop_tune.method.linear_cross_entropy import LossOutput, Select, linear_cross_entropy
 from entrodrop_tune.method.loss import EntroDropLoss
 from entrodrop_tune.method.quantile import QuantileSketch
-from entrodrop_tune.method.selection import SELECTION_MODES, BoundSelector, StepSelector, TokenSelector
+from entrodrop_tune.method.selection import DROP_MODES, SELECTION_MODES, BoundSelector, StepSelector, TokenSelector
 
 __all__ = [
+    "DROP_MODES",
     "IGNORE_INDEX",
     "PRESETS",
     "SELECTION_MODES",

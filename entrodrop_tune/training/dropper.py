@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from entrodrop_tune.data import Batch, Sample
 from entrodrop_tune.method import (
+    DROP_MODES,
     IGNORE_INDEX,
     EntropyCache,
     LossOutput,
@@ -63,9 +64,11 @@ class TokenDropper:
 
     def begin_step(self, step: int, epoch: int) -> None:
         """Freeze threshold (nats) and drop rate for optimizer step ``step``, counted from 0."""
+        self.epoch = epoch
+        if self.config.select not in DROP_MODES:  # nothing, or weights that know no threshold
+            return
         progress = self.curriculum.progress(epoch=epoch, epochs=self.epochs, step=step, steps=self.total_steps)
         threshold, self.drop_rate = self.curriculum.at(progress)
-        self.epoch = epoch
         # Before the first estimate there is nothing to compare with, and nothing is dropped.
         if self.curriculum.unit == "quantile":
             self.threshold, self.candidate_fraction = self.sketch.quantile(threshold), threshold

@@ -47,12 +47,6 @@ def test_a_run_that_has_not_started_stepping_is_readable(tmp_path):
     assert len(load_run(run).metrics) == 0
 
 
-def test_a_run_that_drops_nothing_has_no_threshold(tmp_path):
-    metrics = load_run(make_run(tmp_path / "run", config={"entrodrop": {"select": "none"}})).metrics
-    assert (metrics["drop_rate"] == 0).all() and metrics["threshold"].isna().all()
-
-
-@pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_no_run_folder_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "run.json").write_text(content)

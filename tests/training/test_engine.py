@@ -113,6 +113,12 @@ def test_the_first_loss_is_the_mean_over_kept_tokens(train, lively_model, tiny_d
     assert row["nll_all"] == pytest.approx(nll.mean(), rel=1e-5)
 
 
+def test_what_drops_nothing_shows_no_threshold(train):
+    for select in ("none", "dft"):
+        rows = lines(train(f"entrodrop.select={select}", "entrodrop.preset=constant", name=select) / "metrics.jsonl")
+        assert {(row["threshold"], row["drop_rate"]) for row in rows} == {(None, 0.0)}
+
+
 def test_dropping_everything_updates_nothing_and_is_counted(train, lively_model):
     run = train("entrodrop.threshold={nats: 100}", "entrodrop.drop_rate=1.0", "optimizer.weight_decay=0.5")
     before, after = (load_file(folder / "model.safetensors") for folder in (lively_model, run / "last"))
