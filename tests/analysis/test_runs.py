@@ -47,6 +47,7 @@ def test_a_run_that_has_not_started_stepping_is_readable(tmp_path):
     assert len(load_run(run).metrics) == 0
 
 
+@pytest.mark.parametrize("content", [None, "{", "[]"])
 def test_no_run_folder_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "run.json").write_text(content)
