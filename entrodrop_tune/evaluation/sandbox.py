@@ -75,13 +75,15 @@ def command_line(bwrap: str, limits: Limits, python_arguments: Sequence[str]) ->
         command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         command += ["--unshare-user", "--disable-userns"]
+    # Before the rest, which may lie below it: an environment in /tmp stays visible.
+    command += ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", "/tmp"]
     visible = _visible_paths()
-    for folder in sorted({str(parent) for path in visible for parent in Path(path).parents} - {"/"}):
+    for folder in sorted({str(parent) for path in visible for parent in Path(path).parents} - {"/", "/tmp"}):
         command += ["--perms", "0755", "--dir", folder]  # bwrap would make them readable to their owner alone
     for path in visible:
         command += ["--ro-bind", path, path]
     command += ["--ro-bind", str(_CODE), _INSIDE, "--dev", "/dev", "--remount-ro", "/dev"]
-    command += ["--perms", "1777", "--size", str(limits.scratch_bytes), "--tmpfs", "/tmp", "--remount-ro", "/"]
+    command += ["--remount-ro", "/"]
     command += ["--chdir", "/tmp", "--setenv", "HOME", "/tmp", "--setenv", "PATH", "/nowhere"]
     for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         command += ["--setenv", threads, "1"]

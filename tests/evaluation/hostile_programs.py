@@ -218,7 +218,7 @@ ESCAPES = {
     ),
     "abstract socket of another process": (
         "import socket\ns = socket.socket(socket.AF_UNIX)\n"
-        "try: s.connect('\\0entrodrop-test'); escaped = True\n"
+        "try: s.connect('\\0{abstract}'); escaped = True\n"
         "except OSError: escaped = False" + _ADD
     ),
     "writes into the interpreter": (

@@ -49,10 +49,11 @@ def outcomes(tmp_path_factory):
     os.environ["ENTRODROP_TEST_SECRET"] = "1"
     server = socket.create_server(("127.0.0.1", 0))
     abstract = socket.socket(socket.AF_UNIX)
-    abstract.bind("\0entrodrop-test")
+    name = f"entrodrop-test-{os.getpid()}"  # two test processes share one namespace of such names
+    abstract.bind(f"\0{name}")
     abstract.listen()
     home = str(tmp_path_factory.mktemp("home"))
-    values = {"home": home, "port": server.getsockname()[1], "prefix": sys.prefix}
+    values = {"home": home, "port": server.getsockname()[1], "prefix": sys.prefix, "abstract": name}
 
     def run(item):
         name, program = item
