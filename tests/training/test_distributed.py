@@ -27,12 +27,12 @@ def test_one_and_two_processes_agree(case, site, lively_model, tiny_data, tmp_pa
     assert done.returncode == 0, done.stderr
     one, two = (lines(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
     assert [row["kept_fraction"] for row in one] == [row["kept_fraction"] for row in two]
-    assert [row["threshold"] for row in one[1:]] == pytest.approx([row["threshold"] for row in two[1:]], rel=1e-5)
+    assert [row["threshold"] for row in one[1:]] == pytest.approx([row["threshold"] for row in two[1:]], rel=1e-4)
     assert min(row["kept_fraction"] for row in one) < 0.9
     for key in ("grad_norm", "loss", "nll_all"):
-        assert [row[key] for row in one] == pytest.approx([row[key] for row in two], rel=1e-5), key
+        assert [row[key] for row in one] == pytest.approx([row[key] for row in two], rel=1e-4), key
     one, two = (lines(tmp_path / name / "validation.jsonl") for name in ("one", "two"))
-    assert [row["nll"] for row in one] == pytest.approx([row["nll"] for row in two], rel=1e-5)
+    assert [row["nll"] for row in one] == pytest.approx([row["nll"] for row in two], rel=1e-4)
 
 
 @pytest.mark.slow

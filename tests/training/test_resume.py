@@ -198,4 +198,4 @@ def test_resume_onto_another_number_of_processes(settings, tmp_path):
     assert run_training("full_finetune", load_config(TINY, settings("alone", *one))) == 0
     resumed, alone = (lines(tmp_path / name / "metrics.jsonl") for name in ("run", "alone"))
     assert [row["kept_fraction"] for row in resumed] == [row["kept_fraction"] for row in alone]
-    assert [row["loss"] for row in resumed] == pytest.approx([row["loss"] for row in alone], rel=1e-5)
+    assert [row["loss"] for row in resumed] == pytest.approx([row["loss"] for row in alone], rel=1e-4)
