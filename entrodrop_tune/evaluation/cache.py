@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from entrodrop_tune.evaluation.results import Item, TaskSummary, write_atomically
+from entrodrop_tune.evaluation.results import Item, TaskSummary
+from entrodrop_tune.files import write_atomically
 
 
 class CachedTask(BaseModel):

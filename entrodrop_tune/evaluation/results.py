@@ -1,13 +1,13 @@
 """``eval.json`` and ``items.jsonl``: their schema, writing them atomically, and reading them back."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.files import write_atomically
 
 EVAL_FILE, ITEMS_FILE = "eval.json", "items.jsonl"
 
@@ -88,16 +88,6 @@ class EvalResults(_Record):
     def items_of(self, task: str) -> list[Item]:
         """The items of one task, in order."""
         return [item for item in self.items if item.task == task]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` is at any moment either the old file or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def save_results(results: EvalResults, folder: Path) -> Path:

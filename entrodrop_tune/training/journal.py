@@ -12,22 +12,13 @@ from typing import Any
 import torch
 
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.files import write_atomically
 
 PACKAGES = ("entrodrop-tune", "torch", "torchtune", "torchao", "transformers")
 
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds either its old or its new content, never a part."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def versions() -> dict[str, str]:
