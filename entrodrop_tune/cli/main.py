@@ -24,6 +24,7 @@ from entrodrop_tune.cli.report import report
 from entrodrop_tune.cli.run import run
 from entrodrop_tune.cli.sweep import sweep
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.versions import require_supported_versions
 
 app = typer.Typer(
     name="entrodrop",
@@ -47,7 +48,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    pass
+    require_supported_versions()  # before a command imports what may not import
 
 
 # In the order of a user's work.

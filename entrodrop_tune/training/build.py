@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import compile_model, get_act_offloading_ctx_manager, set_activation_checkpointing
+from torchtune.training.metric_logging import MetricLoggerInterface
 
 from entrodrop_tune.data import TrainingData, load_data
 from entrodrop_tune.errors import UserError
@@ -63,6 +64,11 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
     Raises:
         UserError: anything the user can fix.
     """
+    if config.optimizer_in_bwd and world.size > 1:
+        raise UserError(
+            f"optimizer_in_bwd works on one process, this launch has {world.size}: set it to false"
+            " (FSDP2 shards gradients over the processes)."
+        )
     tokenizer = load_tokenizer(config.model.path)
     context = read_architecture(config.model.path).max_seq_len
     data = load_data(config.data, tokenizer, progress=world.is_main, context=context)
@@ -146,4 +152,4 @@ def _offloading(config: RunConfig, world: World, decoder: Decoder) -> AbstractCo
 def _metric_logger(config: RunConfig, world: World) -> Any | None:
     if config.metric_logger is None or not world.is_main:
         return None
-    return build_component("metric_logger", config.metric_logger)
+    return build_component("metric_logger", config.metric_logger, MetricLoggerInterface)

@@ -23,6 +23,7 @@ from entrodrop_tune.training.config import RunConfig
 from entrodrop_tune.training.distributed import World, broadcast_object, world
 from entrodrop_tune.training.engine import FINISHED, INTERRUPTED, STOPPED_EARLY, Engine, TrainingFailure
 from entrodrop_tune.training.journal import RunRecord, machine, now, versions
+from entrodrop_tune.versions import require_supported_versions
 
 EXIT_FAILED, EXIT_USER_ERROR, EXIT_INTERRUPTED = 1, 2, 75
 
@@ -37,6 +38,7 @@ FREE_TO_CHANGE = {
     "checkpoint",
     "batch_size",
     "gradient_accumulation_steps",
+    "optimizer_in_bwd",
 }
 
 
@@ -61,6 +63,7 @@ def launch(recipe: str, check: Callable[[RunConfig], None]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override a setting, for example epochs=3")
     arguments = parser.parse_args()
     try:
+        require_supported_versions()
         config = load_config(arguments.config, arguments.overrides)
         check(config)
         return run_training(recipe, config)

@@ -24,7 +24,7 @@ def build_optimizer(component: Component, parameters: Iterable[nn.Parameter]) ->
     Raises:
         UserError: no such class, or it refuses its arguments.
     """
-    return build_component("optimizer", component, list(parameters))
+    return build_component("optimizer", component, torch.optim.Optimizer, list(parameters))
 
 
 def build_lr_scheduler(config: LrSchedulerConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:
