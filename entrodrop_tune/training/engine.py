@@ -66,6 +66,7 @@ class Engine:
                     batch_size=self.config.batch_size,
                     pad_id=run.pad_id,
                     clip_grad_norm=self.config.clip_grad_norm,
+                    in_backward=self.config.optimizer_in_bwd,
                     world=self.world,
                     offload=run.offload,
                     stop_requested=self.stop_requested,
@@ -126,6 +127,7 @@ class Engine:
             return
         progress = self.progress
         values = self.run.validator.run(self.run.model, self._progress_bar("validating"))
+        self.run.dropper.see_validation(values["nll"])
         epoch = self.run.schedule.epoch_position(progress.step)
         if self.world.is_main:
             self.validations.append({"step": progress.step, "epoch": epoch, **values})
@@ -150,8 +152,8 @@ class Engine:
         return patience is not None and self.progress.validations_since_best >= patience
 
     def _fill_entropy_cache(self) -> None:
-        """Input site: the first epoch needs entropies before its first pass, so a pass without gradients makes them."""
-        if not self.run.dropper.at_input:
+        """A rule that looks at remembered values needs them before the first pass: a pass without gradients makes them."""
+        if not self.run.dropper.remembers:
             return
         samples = [*self.run.data.train, *self.run.data.replay]
         size = self.run.validator.batch_size

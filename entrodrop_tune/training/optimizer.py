@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
@@ -25,6 +25,35 @@ def build_optimizer(component: Component, parameters: Iterable[nn.Parameter]) ->
         UserError: no such class, or it refuses its arguments.
     """
     return build_component("optimizer", component, torch.optim.Optimizer, list(parameters))
+
+
+def backward_and_update(loss: Tensor, optimizer: torch.optim.Optimizer, scale: Tensor) -> Tensor:
+    """Backward through ``loss``; each parameter is updated as soon as its gradient is whole, which is then freed.
+
+    So never more than one gradient is held. A parameter used twice (tied embeddings) is updated once, after both its
+    uses, and no backward pass reads a weight that was already updated. Bit for bit the same as ``loss.backward()``,
+    gradients times ``scale``, ``optimizer.step()``, for any optimizer that treats parameters one by one.
+
+    Returns:
+        The norm of all scaled gradients, a scalar; not finite if one of them was not (the update is done by then).
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    norms: dict[Tensor, Tensor] = {}
+
+    def update(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad *= scale
+        norms[parameter] = torch.linalg.vector_norm(parameter.grad)
+        optimizer.step()  # passes over parameters without a gradient: all but this one
+        parameter.grad = None
+
+    hooks = [parameter.register_post_accumulate_grad_hook(update) for parameter in parameters]
+    try:
+        loss.backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.linalg.vector_norm(torch.stack([norms[p] for p in parameters if p in norms]))
 
 
 def build_lr_scheduler(config: LrSchedulerConfig, optimizer: torch.optim.Optimizer, total_steps: int) -> LambdaLR:

@@ -48,7 +48,7 @@ def preflight(config: RunConfig) -> dict[str, Any]:
 def memory_estimate(run: Run) -> dict[str, int]:
     """Bytes of one process, unsharded: exact for weights, gradients and AdamW moments, an estimate for activations."""
     trained = [p for p in run.model.parameters() if p.requires_grad]
-    gradients = sum(p.numel() * p.element_size() for p in trained)
+    sizes = [p.numel() * p.element_size() for p in trained]
     batch = max(run.schedule.batch(0).rows, key=lambda row: sum(len(sample) for sample in row))
     length = sum(len(sample) for sample in batch)
     layer = run.model.decoder.layers[0]
@@ -59,8 +59,8 @@ def memory_estimate(run: Run) -> dict[str, int]:
     element = 4 if run.config.dtype == "fp32" else 2
     parts = {
         "weights": sum(p.numel() * p.element_size() for p in run.model.parameters()),
-        "gradients": gradients,
-        "optimizer": 2 * gradients,
+        "gradients": max(sizes) if run.config.optimizer_in_bwd else sum(sizes),
+        "optimizer": 2 * sum(sizes),
         "activations_estimate": run.config.batch_size * length * width * kept_layers * element,
     }
     return {**parts, "total_estimate": sum(parts.values())}

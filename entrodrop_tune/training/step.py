@@ -1,5 +1,9 @@
-"""One optimizer step: microbatches -> summed gradients -> one division by the global count -> clip -> update."""
+"""One optimizer step: microbatches -> summed gradients -> one division by the global count -> clip -> update.
 
+With ``optimizer_in_bwd`` there is one microbatch, and division and update happen inside its backward pass.
+"""
+
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -14,6 +18,7 @@ from entrodrop_tune.method import IGNORE_INDEX
 from entrodrop_tune.training.distributed import World, all_reduce_sum
 from entrodrop_tune.training.dropper import TokenDropper
 from entrodrop_tune.training.loss_model import LossModel
+from entrodrop_tune.training.optimizer import backward_and_update
 from entrodrop_tune.training.validation import forward, microbatches
 
 
@@ -53,6 +58,7 @@ def optimizer_step(
     batch_size: int,
     pad_id: int,
     clip_grad_norm: float | None,
+    in_backward: bool,
     world: World,
     offload: AbstractContextManager,
     stop_requested: bool,
@@ -60,28 +66,35 @@ def optimizer_step(
     """Run one step on the global batch ``rows``; the result is the same on every rank.
 
     Gradients of *sums* are accumulated and divided once by the global count, which is known only after the last
-    forward pass. So neither the microbatch size nor the number of processes changes the update.
+    forward pass. So neither the microbatch size nor the number of processes changes the update. ``in_backward`` needs
+    that count before the backward pass: the config allows it for one microbatch on one process, without clipping.
     """
     started = time.perf_counter()
-    sums = torch.zeros(6, dtype=torch.float64)
+    sums = torch.zeros(7, dtype=torch.float64)
     # Rows of like length share a microbatch: less padding, and the sums do not care.
     for batch in microbatches(sorted(rows, key=_length), batch_size, world, pad_id):
         inputs = dropper.corrupt(batch)
         with offload:
             output = forward(model, replace(batch, tokens=inputs), dropper.select(batch))
+        if not in_backward:
             output.loss_sum.backward()
         dropper.observe(batch, output)
         sums += _sums(batch, output, stop_requested)
     dropper.commit(world)
-    loss_sum, nll_sum, entropy_sum, kept, valid, stop = all_reduce_sum(sums, world).tolist()
-    count = kept if dropper.normalizer == "kept" else valid
+    loss_sum, nll_sum, entropy_sum, kept, valid, weight_sum, stop = all_reduce_sum(sums, world).tolist()
+    count = {"kept": kept, "valid": valid, "weight_sum": weight_sum}[dropper.normalizer]
+    finite = math.isfinite(loss_sum)
     grad_norm = 0.0
     if kept > 0:
-        scale_grads(model, torch.tensor(1.0 / count))
-        grad_norm = _clip(model, clip_grad_norm)
-    finite = all(map(torch.isfinite, torch.tensor([loss_sum, grad_norm])))
+        scale = torch.tensor(1.0 / count)
+        if not in_backward:
+            scale_grads(model, scale)
+            grad_norm = _clip(model, clip_grad_norm)
+        elif finite:  # a bad loss is caught before anything is updated, a bad gradient only after
+            grad_norm = float(backward_and_update(output.loss_sum, optimizer, scale))
+    finite = finite and math.isfinite(grad_norm)
     updated = kept > 0 and finite
-    if updated:
+    if updated and not in_backward:
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return StepResult(
@@ -110,6 +123,7 @@ def _sums(batch: Batch, output, stop_requested: bool) -> torch.Tensor:
         output.entropy[target].double().sum(),
         output.kept,
         output.valid,
+        output.weight_sum,
         torch.tensor(stop_requested),
     )
     return torch.stack([part.to("cpu", torch.float64) for part in parts])

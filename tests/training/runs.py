@@ -74,5 +74,5 @@ def weights(folder: Path) -> dict[str, str]:
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 values = file.get_tensor(name)
                 key = f"{path.relative_to(folder)}:{name}"
-                digests[key] = hashlib.sha256(values.contiguous().view(-1).numpy().tobytes()).hexdigest()
+                digests[key] = hashlib.sha256(values.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
     return digests

@@ -11,11 +11,13 @@ from transformers import AutoModelForCausalLM
 
 from entrodrop_tune.data import collate, load_data
 from entrodrop_tune.errors import UserError
-from entrodrop_tune.models import load_tokenizer
+from entrodrop_tune.models import ModelConfig, load_model, load_tokenizer
 from entrodrop_tune.training.engine import TrainingFailure
 from entrodrop_tune.training.launch import load_config, run_training
+from entrodrop_tune.training.loss_model import LossModel
+from entrodrop_tune.training.optimizer import backward_and_update
 from tests.tiny import tiny_model_dir
-from tests.training.runs import ADAPTER, TINY, journal, lines, overrides
+from tests.training.runs import ADAPTER, TINY, journal, lines, overrides, weights
 
 
 @pytest.fixture
@@ -87,6 +89,46 @@ def test_options_that_only_save_memory_or_time_change_nothing(train, option):
     plain = lines(train(*settings, name="plain") / "metrics.jsonl")
     saving = lines(train(*settings, option, name="saving") / "metrics.jsonl")
     assert [row["loss"] for row in plain] == pytest.approx([row["loss"] for row in saving], rel=1e-5)
+
+
+IN_BACKWARD = ["optimizer_in_bwd=true", "clip_grad_norm=null"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["entrodrop.drop_rate=0.7", "optimizer.weight_decay=0.1", "model.hidden_dropout=0.1"],
+        ["dtype=bf16", "enable_activation_checkpointing=true"],
+        ["dtype=bf16-mixed", "regularization.kl_to_base=0.5", "entrodrop.threshold={nats: 100}"],
+    ],
+)
+def test_updates_within_the_backward_pass_change_no_bit(train, more):
+    """The whole run, its resume state included, and the two ways to update can take turns."""
+    plain = train(*more, "clip_grad_norm=null", name="plain")
+    early = train(*more, *IN_BACKWARD, name="early")
+    assert journal(early) == journal(plain)
+    assert weights(early / "last") == weights(plain / "last")
+    mixed = train(*more, *IN_BACKWARD, "max_steps=6", name="mixed")
+    train(*more, "clip_grad_norm=null", "resume=true", "max_steps=9", name="mixed")
+    train(*more, *IN_BACKWARD, "resume=true", name="mixed")
+    assert weights(mixed / "last") == weights(plain / "last")
+
+
+def test_a_gradient_is_freed_before_the_next_one_exists(lively_model):
+    model = LossModel(load_model(ModelConfig(path=str(lively_model))))
+    parameters = list(model.parameters())
+    held = []
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            held.append(sum(parameter.grad is not None for parameter in parameters))
+            return super().step(closure)
+
+    tokens = torch.arange(24).view(2, 12)
+    loss = model(tokens, tokens, torch.arange(12).expand(2, 12), None).loss_sum
+    backward_and_update(loss, Counting(parameters, lr=1e-3), torch.tensor(1 / 24))
+    assert held == [1] * len(parameters)
+    assert not any(parameter.grad is not None for parameter in parameters)
 
 
 def test_packing_gives_the_same_loss_in_fewer_rows(train):
@@ -233,10 +275,22 @@ def test_a_torchtune_metric_logger_gets_the_metrics(train, tmp_path):
         ("optimizer.learning_rate=1", r'"optimizer" = torch.optim.AdamW cannot be built.*learning_rate'),
         ("entrodrop.drop_rate=1.5", r'"entrodrop" .*drop_rate = 1.5: must be in \[0, 1\]'),
         ("entrodrop.preset=rampp", r'preset = "rampp": choose from'),
-        ("entrodrop.select=loss entrodrop.site=input", r'site "input" needs select "entropy" or "random"'),
+        ("entrodrop.select=dft entrodrop.site=input", r'site "input" needs select entropy, fitted, random, loss'),
+        ("entrodrop.select=soft entrodrop.source=base", r'select "soft" knows no source or scope'),
+        (
+            "entrodrop.scope=sample entrodrop.threshold.nats=0.5",
+            r'scope "sample" needs threshold.quantile',
+        ),
+        (
+            "entrodrop.full_at_gap=0.5 data.validation_fraction=0",
+            r'"entrodrop.full_at_gap" needs validation data',
+        ),
         ("data.train=nowhere.jsonl", r"nowhere.jsonl"),
         ("model.path=nowhere", r"nowhere.*does not exist"),
         ("epoch=3", r'unknown key "epoch". Did you mean "epochs"?'),
+        ("optimizer_in_bwd=true", r"optimizer_in_bwd needs clip_grad_norm=null"),
+        ("optimizer_in_bwd=true gradient_accumulation_steps=2", r"needs gradient_accumulation_steps=1"),
+        ("optimizer_in_bwd=true clip_grad_norm=null on_nonfinite=skip", r"needs on_nonfinite=stop"),
         ("device=cuda", r'device = "cuda" is not available here'),
         (
             "data.validation=null data.validation_fraction=0 validation.early_stopping_patience=2",
