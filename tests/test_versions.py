@@ -49,7 +49,7 @@ def test_what_is_installed_here_fits():
 def test_the_ranges_are_those_of_pyproject():
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     known = {str(r) for text in versions._requirements() if not (r := Requirement(text)).marker}
-    assert {str(Requirement(text)) for text in listed} == known
+    assert {str(Requirement(text)) for text in listed} == known, "pyproject.toml has changed: pip install -e ."
 
 
 @pytest.mark.parametrize(
