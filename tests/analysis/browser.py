@@ -31,7 +31,7 @@ class Browser:
         self._loaded = False
         self._last = 0
         self._buffer = b""
-        self._profile = tempfile.TemporaryDirectory(prefix="profile")
+        self._profile = tempfile.TemporaryDirectory(prefix="profile", ignore_cleanup_errors=True)
         theirs_in, self._write = os.pipe()
         self._read, theirs_out = os.pipe()
         flags = (
