@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from lm_eval.evaluator import simple_evaluate
@@ -187,8 +188,14 @@ def _load_model(source: ModelSource, settings: Settings) -> Any:
     batch_size = settings.batch_size if settings.batch_size == "auto" else int(settings.batch_size)
     try:
         return get_model(settings.backend)(batch_size=batch_size, **arguments)
-    except (OSError, ValueError, ImportError, TypeError) as error:  # unusable files or arguments
-        raise UserError(f"cannot load {source.path}: {str(error).splitlines()[0]}") from error
+    except UnpicklingError:  # its message advises to trust the file
+        raise UserError(
+            f"{source.path} holds pickled weights with more than tensors in them, which could run code: use the"
+            " safetensors version."
+        ) from None
+    except Exception as error:  # unusable files or arguments; transformers, peft and torch raise all kinds of errors
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"cannot load {source.path}: {type(error).__name__}: {reason}") from error
 
 
 def resolve_settings(settings: Settings) -> Settings:

@@ -91,7 +91,9 @@ def read_architecture(path: str | Path) -> Architecture:
             f"the weights in {folder} are quantized ({raw['quantization_config'].get('quant_method', 'unknown')}): "
             "use the unquantized model (adapter.type=qlora quantizes it while loading)."
         )
-    return _from_transformers(AutoConfig.from_pretrained(folder, local_files_only=True), folder)
+    return _from_transformers(
+        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), folder
+    )
 
 
 def _from_transformers(config: Any, folder: Path) -> Architecture:

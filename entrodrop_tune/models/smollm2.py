@@ -53,4 +53,5 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.load_state_dict(loaded.state_dict())
     model.generation_config = GenerationConfig.from_model_config(config)
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
+    tokenizer.save_pretrained(folder)

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from entrodrop_tune.errors import UserError
 from entrodrop_tune.models import is_adapter, save_adapter, save_hf, save_merged
 from entrodrop_tune.training.checkpoint import RESUME
 from entrodrop_tune.training.config import RunConfig
@@ -91,8 +93,7 @@ class RunState:
             options = StateDictOptions(full_state_dict=True, strict=False)
             trained: dict[str, Any] = load_file(resume / "trained.safetensors")
             set_model_state_dict(self.decoder, trained, options=options)
-        # Quantised optimizers keep tensor subclasses, which safetensors cannot hold; weights_only runs no code.
-        saved = torch.load(resume / "optimizer.pt", weights_only=True)
+        saved = _read_optimizer(resume / "optimizer.pt")
         options = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(self.decoder, self.optimizer, saved["optimizer"], options=options)
         self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
@@ -126,6 +127,17 @@ class Snapshot:
             torch.save(self.optimizer, file)
         save_file(self.tensors, resume / "state.safetensors")
         (resume / "state.json").write_text(json.dumps(self.values, indent=1) + "\n")
+
+
+def _read_optimizer(path: Path) -> dict[str, Any]:
+    # Quantised optimizers keep tensor subclasses, which safetensors cannot hold; weights_only runs no code.
+    try:
+        return torch.load(path, weights_only=True)
+    except UnpicklingError:
+        raise UserError(
+            f"{path} holds more than tensors and will not be loaded: it could run code. Was it made elsewhere? Delete"
+            f" {path.parent.parent} to go on from the checkpoint before it."
+        ) from None
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
