@@ -41,9 +41,9 @@ class EntroDropTrainer(Trainer):
         select = self._select(inputs["sample_ids"].flatten(), inputs["positions"].flatten()) if model.training else None
         out = linear_cross_entropy(hidden.flatten(0, 1), model.get_output_embeddings().weight, labels, select)
         if model.training:
-            self.sketch.update(out.nll if self.selector.statistic == "nll" else out.entropy)
+            self.sketch.update(self.selector.statistic(out.entropy, out.nll))
             self.sketch.commit()
-        count = out.kept if self.selector.normalizer == "kept" else out.valid
+        count = getattr(out, self.selector.normalizer)
         loss = out.loss_sum / count.clamp(min=1)
         return (loss, {"loss": loss.detach()}) if return_outputs else loss
 

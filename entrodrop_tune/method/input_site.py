@@ -1,7 +1,8 @@
-"""The input site: entropies remembered from the previous epoch, and the replacement of dropped input tokens."""
+"""Entropies remembered between epochs, and the replacement of dropped input tokens."""
 
 import ctypes
 import hashlib
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,6 +80,22 @@ class EntropyCache:
         """fp32 ``[T]``, or None for a sample never seen."""
         place = self._places.get(int(sample_id))
         return None if place is None else self._values[place[0] : place[0] + place[1]].float()
+
+    def quantile(self, q: float) -> float | None:
+        """The remembered value with a fraction ``q`` of all others below it (q = 1: inf); None when there is none."""
+        values = self._finite()
+        if values.numel() == 0:
+            return None
+        return math.inf if q == 1.0 else float(values.kthvalue(1 + math.floor(q * values.numel())).values)
+
+    def rank(self, value: float) -> float | None:
+        """The fraction of remembered values below ``value``; None when there is none."""
+        values = self._finite()
+        return float((values < value).double().mean()) if values.numel() else None
+
+    def _finite(self) -> Tensor:
+        values = self._values[: self._used]
+        return values[values.isfinite()].float()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors (fit for safetensors): ids, lengths, values in that order, and their digest."""

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from entrodrop_tune.method.coins import uniform_coins
 
-DROP_MODES = ("entropy", "random", "loss")
-WEIGHT_MODES = ("eaft_llamafactory", "eaft_axolotl", "dft")
+DROP_MODES = ("entropy", "fitted", "random", "loss")
+WEIGHT_MODES = ("soft", "eaft_llamafactory", "eaft_axolotl", "dft")
 SELECTION_MODES = (*DROP_MODES, "none", *WEIGHT_MODES)
 
 # LLaMA-Factory's use_eaft_loss divides by a rounded ln 20; axolotl's use_eaft does not divide.
@@ -23,10 +23,13 @@ class TokenSelector:
     Drops (a candidate is dropped where its coin is below the drop rate):
         ``entropy``: candidates are tokens whose entropy is below the threshold.
         ``loss``: tokens whose NLL is below the threshold.
+        ``fitted``: tokens whose entropy *and* NLL are: the model is sure, and right.
         ``random``: every token, at a rate that drops as many as the threshold would. The control.
         ``none``: nothing is dropped.
 
-    Weights (the NLL is multiplied by them; threshold, drop rate and coins play no part):
+    Weights (the NLL is multiplied by them; no coins):
+        ``soft``: ``1 - drop_rate * (1 - H / threshold)`` below the threshold, 1 above: ``entropy`` without its chance and
+        its edge. The rules below know no threshold and no drop rate.
         ``eaft_llamafactory``, ``eaft_axolotl``: ``(H / c) ** alpha`` with H the entropy over the ``top_k`` largest
         logits (EAFT, arXiv 2601.02151), c = 3 and c = 1 as in those two trainers.
         ``dft``: the label's probability ``exp(-nll)`` (DFT, arXiv 2508.05629; TRL's ``loss_type="dft"``).
@@ -51,13 +54,23 @@ class TokenSelector:
             raise ValueError(f"top_k = {self.top_k}: must be at least 2")
 
     @property
-    def statistic(self) -> Literal["entropy", "nll"] | None:
-        """What the threshold is a quantile of; None where no token is compared with a threshold."""
-        return {"entropy": "entropy", "loss": "nll"}.get(self.mode)  # type: ignore[return-value]
+    def uses_threshold(self) -> bool:
+        """Whether threshold and drop rate play a part."""
+        return self.mode in DROP_MODES or self.mode == "soft"
+
+    def statistic(self, entropy: Tensor, nll: Tensor) -> Tensor:
+        """What a token's threshold is compared with, and a quantile of; any shape, in nats."""
+        if self.mode == "loss":
+            return nll
+        return torch.maximum(entropy, nll) if self.mode == "fitted" else entropy
 
     @property
-    def normalizer(self) -> Literal["kept", "valid"]:
-        """What to divide the summed loss by: kept tokens, or all valid ones as EAFT's and DFT's trainers do."""
+    def normalizer(self) -> Literal["kept", "weight_sum", "valid"]:
+        """What to divide the summed loss by, as an attribute of ``LossOutput``: kept tokens where tokens are dropped,
+        the weights where they are soft drops, all valid tokens for EAFT and DFT, as their trainers do.
+        """
+        if self.mode == "soft":
+            return "weight_sum"
         return "valid" if self.mode in WEIGHT_MODES else "kept"
 
     def at(
@@ -114,17 +127,26 @@ class BoundSelector:
             return torch.exp(-nll)
         if rule.mode in _EAFT_DIVISOR:
             return (entropy / _EAFT_DIVISOR[rule.mode]) ** rule.alpha
-        return ~self._dropped(entropy, nll, rows)
+        if rule.mode == "soft":
+            return self._soft(entropy)
+        return ~self.dropped(rule.statistic(entropy, nll), rows)
 
-    def _dropped(self, entropy: Tensor, nll: Tensor, rows: Tensor) -> Tensor:
+    def dropped(self, statistic: Tensor, rows: Tensor) -> Tensor:
+        """Which of ``rows`` a rule that drops tokens drops, bool ``[n]``; a nan in ``statistic [n]`` is never dropped."""
         step, mode = self.step, self.step.selector.mode
         rate = step.drop_rate
         if mode == "random":
             rate *= step.candidate_fraction or 0.0
-            candidate = torch.ones_like(entropy, dtype=torch.bool)
+            candidate = statistic.isfinite()
         elif mode == "none" or step.threshold is None:
-            return torch.zeros_like(entropy, dtype=torch.bool)
+            return torch.zeros_like(statistic, dtype=torch.bool)
         else:
-            candidate = (entropy if mode == "entropy" else nll) < step.threshold
+            candidate = statistic < step.threshold
         coins = uniform_coins(step.selector.seed, step.epoch, self.sample_ids[rows], self.positions[rows])
         return candidate & (coins < rate)
+
+    def _soft(self, entropy: Tensor) -> Tensor:
+        threshold = self.step.threshold
+        if not threshold:  # no estimate yet, or nothing below it
+            return torch.ones_like(entropy)
+        return 1 - self.step.drop_rate * (1 - entropy / threshold).clamp(min=0)

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from entrodrop_tune.config import Section
 from entrodrop_tune.data.config import DataConfig
-from entrodrop_tune.method import SELECTION_MODES, Curriculum
+from entrodrop_tune.method import DROP_MODES, SELECTION_MODES, Curriculum
 from entrodrop_tune.models.config import AdapterConfig, ModelConfig
 
 
@@ -38,7 +38,7 @@ class EntroDropConfig(Section):
     """Which tokens are dropped, where, and how that moves over the run."""
 
     select: Literal[SELECTION_MODES] = "entropy"  # type: ignore[valid-type]
-    """The rule: entropy, random or loss drop tokens; none keeps all; the others weight tokens (EAFT, DFT)."""
+    """entropy, fitted, loss and random drop tokens; none keeps all; soft, eaft_* and dft weight them."""
     site: Literal["loss", "input", "both"] = "loss"
     """``loss``: dropped tokens stay as context and give no loss. ``input``: they are replaced in the input."""
     preset: str | None = "ramp"
@@ -49,18 +49,34 @@ class EntroDropConfig(Section):
     """Probability that a token below the threshold is dropped: a schedule in [0, 1]."""
     per: Literal["epoch", "step"] = "epoch"
     """Whether the curriculum moves once an epoch or every optimizer step."""
+    source: Literal["live", "average", "base"] = "live"
+    """Whose entropies: the model's own (at the input those of the epoch before), their running average over epochs, or
+    the untouched model's."""
+    scope: Literal["run", "sample"] = "run"
+    """``sample``: the quantile is one of each sample's own tokens, in the epoch before."""
+    full_at_gap: float | None = Field(None, gt=0)
+    """Adaptive strength: the drop rate is multiplied by the last validation's NLL less the training NLL since the one
+    before, divided by this many nats, within [0, 1]. Null leaves it to the schedule."""
     replacement: Literal["token", "noise"] = "token"
     """``input`` site: replace by the embedding of the padding token, or by noise of the embedding's own scale."""
 
     @model_validator(mode="after")
     def _check_curriculum(self) -> "EntroDropConfig":
         self.curriculum()
-        if self.site != "loss" and self.select not in ("entropy", "random"):
+        if self.site != "loss" and self.select not in DROP_MODES:
             raise ValueError(
-                f'site "{self.site}" needs select "entropy" or "random": select "{self.select}" has no meaning before '
-                "the forward pass"
+                f'site "{self.site}" needs select {", ".join(DROP_MODES)}: select "{self.select}" drops no token'
             )
+        if self.remembers and self.select not in DROP_MODES:
+            raise ValueError(f'select "{self.select}" knows no source or scope: needs select {", ".join(DROP_MODES)}')
+        if self.scope == "sample" and self.curriculum().unit != "quantile":
+            raise ValueError('scope "sample" needs threshold.quantile: nats are the same for every sample')
         return self
+
+    @property
+    def remembers(self) -> bool:
+        """Whether the rule compares values of earlier epochs, not the running forward pass's."""
+        return self.site != "loss" or self.source != "live" or self.scope == "sample"
 
     def curriculum(self) -> Curriculum:
         parts = {

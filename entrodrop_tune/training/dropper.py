@@ -1,7 +1,8 @@
-"""The method's moving parts over a run: curriculum, online threshold, selector, entropy cache.
+"""The method's moving parts over a run: curriculum, threshold, adaptive strength, selector, entropy cache.
 
 Within one optimizer step threshold and drop rate are frozen, so a token's fate depends on nothing but its own entropy
-and its own coin. What the step saw enters the estimate afterwards, in :meth:`TokenDropper.commit`.
+and its own coin. What the step saw enters the estimate afterwards, in :meth:`TokenDropper.commit`. Where the rule looks
+at remembered values (site input, another source, another scope) they change between epochs only.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from entrodrop_tune.data import Batch, Sample
 from entrodrop_tune.method import (
-    DROP_MODES,
     IGNORE_INDEX,
+    BoundSelector,
     EntropyCache,
     LossOutput,
     QuantileSketch,
@@ -49,7 +50,10 @@ class TokenDropper:
         self.threshold: float | None = None
         self.candidate_fraction: float | None = None
         self.drop_rate = 0.0
-        self._fresh: dict[int, Tensor] = {}  # this epoch's entropies; the cache shows them from the next epoch on
+        self.gap: float | None = None  # validation NLL less training NLL, nats
+        self._training_nll = torch.zeros(2, dtype=torch.float64)  # sum and tokens since the last validation
+        self._step_nll = torch.zeros(2, dtype=torch.float64)  # this rank's, this step
+        self._fresh: dict[int, Tensor] = {}  # this epoch's values; the cache shows them from the next epoch on
         self._noise_at: Tensor | None = None  # input tokens whose embedding becomes noise, bool [B, T]
 
     @property
@@ -58,44 +62,55 @@ class TokenDropper:
         return self.config.site != "loss" and self.config.select != "none"
 
     @property
+    def remembers(self) -> bool:
+        """Whether the rule looks at values of earlier epochs."""
+        return self.config.remembers
+
+    @property
     def normalizer(self) -> str:
-        """What the loss is divided by: ``kept`` tokens, or ``valid`` ones for soft weights."""
+        """The count that the loss is divided by, as an attribute of ``LossOutput``."""
         return self.selector.normalizer
 
     def begin_step(self, step: int, epoch: int) -> None:
         """Freeze threshold (nats) and drop rate for optimizer step ``step``, counted from 0."""
         self.epoch = epoch
-        if self.config.select not in DROP_MODES:  # nothing, or weights that know no threshold
+        if not self.selector.uses_threshold:
             return
         progress = self.curriculum.progress(epoch=epoch, epochs=self.epochs, step=step, steps=self.total_steps)
-        threshold, self.drop_rate = self.curriculum.at(progress)
+        threshold, rate = self.curriculum.at(progress)
+        self.drop_rate = rate * self._strength()
+        if self.config.scope == "sample":  # values are ranks within their sample
+            self.threshold = self.candidate_fraction = threshold
+            return
+        known = self.cache if self.remembers else self.sketch
         # Before the first estimate there is nothing to compare with, and nothing is dropped.
         if self.curriculum.unit == "quantile":
-            self.threshold, self.candidate_fraction = self.sketch.quantile(threshold), threshold
+            self.threshold, self.candidate_fraction = known.quantile(threshold), threshold
         else:
-            self.threshold, self.candidate_fraction = threshold, self.sketch.rank(threshold)
+            self.threshold, self.candidate_fraction = threshold, known.rank(threshold)
 
     def select(self, batch: Batch) -> Select | None:
         """The rule for ``batch`` at the loss, or None where every target token counts."""
         if self.config.site == "input" or self.config.select == "none":
             return None
-        return self._rule(batch)
+        return self.rule(batch)
 
-    def weights(self, batch: Batch, entropy: Tensor, nll: Tensor, rows: Tensor) -> Tensor:
-        """What the rule gives the flat ``rows`` of ``batch``: bool (kept) or a weight in [0, 1] a row."""
-        return self._rule(batch)(entropy[rows], nll[rows], rows)
+    def rule(self, batch: Batch) -> Select:
+        """What decides on the target tokens of ``batch``, whatever the site."""
+        rule = self._bound(batch)
+        if not self.remembers:
+            return rule
+        remembered = self._remembered(batch).flatten()
+        return lambda entropy, nll, rows: ~rule.dropped(remembered[rows], rows)
 
     def corrupt(self, batch: Batch) -> Tensor:
         """The input tokens of ``batch`` with the dropped ones replaced, ``[B, T]`` (the loss stays on all targets)."""
         self._noise_at = None
         if not self.at_input:
             return batch.tokens
-        entropy = self._cached_entropy(batch).flatten()
-        rows = entropy.isfinite().nonzero().squeeze(1)  # targets whose entropy the previous epoch measured
-        dropped = torch.zeros_like(entropy, dtype=torch.bool)
-        # Rules that read the NLL are refused for this site, so zeros do.
-        dropped[rows] = self.weights(batch, entropy, torch.zeros_like(entropy), rows) == 0
-        dropped = dropped.view(batch.tokens.shape)
+        remembered = self._remembered(batch).flatten()
+        rows = torch.arange(remembered.numel(), device=remembered.device)
+        dropped = self._bound(batch).dropped(remembered, rows).view(batch.tokens.shape)
         if self.config.replacement == "noise":
             # Position t predicts token t + 1: that is the token whose entropy was low, and whose embedding goes.
             self._noise_at = F.pad(dropped[:, :-1], (1, 0))
@@ -110,30 +125,46 @@ class TokenDropper:
     def observe(self, batch: Batch, output: LossOutput) -> None:
         """Take in one microbatch's values."""
         valid = batch.labels.flatten() != IGNORE_INDEX
-        values = output.nll if self.selector.statistic == "nll" else output.entropy
-        self.sketch.update(values[valid])
-        if self.at_input:
-            self._remember(batch, output.entropy.masked_fill(~valid, torch.nan))
+        values = self.selector.statistic(output.entropy, output.nll)
+        nll = output.nll[valid]
+        self._step_nll += torch.stack([nll.double().sum(), torch.tensor(nll.numel(), device=nll.device)]).cpu()
+        if not self.remembers:
+            self.sketch.update(values[valid])
+        else:
+            self._remember(batch, values.masked_fill(~valid, torch.nan))
 
     def commit(self, world: World) -> None:
-        """Merge what all ranks saw in this step into the running estimate."""
+        """Merge what all ranks saw in this step into the running estimates."""
         all_reduce_sum(self.sketch.pending, world)
         self.sketch.commit()
+        self._training_nll += all_reduce_sum(self._step_nll, world)
+        self._step_nll = torch.zeros_like(self._step_nll)
+
+    def see_validation(self, nll: float) -> None:
+        """Compare a validation with the training since the one before: what adaptive strength goes by."""
+        total, tokens = self._training_nll.tolist()
+        if tokens:
+            self.gap = nll - total / tokens
+        self._training_nll.zero_()
 
     def prefill(self, samples: Sequence[Sample], scores: Sequence[SampleScores]) -> None:
-        """Epoch 0 has no previous epoch: take entropies from a pass without gradients."""
+        """Epoch 0 has no epoch before it: take values from a pass without gradients."""
         for sample, score in zip(samples, scores, strict=True):
-            entropy = torch.full((len(sample),), torch.nan)
-            entropy[torch.from_numpy(score.positions)] = torch.from_numpy(score.entropy).float()
-            self.cache.put(sample.id, entropy)
-            self.sketch.update(entropy)
-        self.sketch.commit()
+            values = torch.full((len(sample),), torch.nan)
+            entropy, nll = (torch.from_numpy(value).float() for value in (score.entropy, score.nll))
+            values[torch.from_numpy(score.positions)] = self.selector.statistic(entropy, nll)
+            self.cache.put(sample.id, values)
 
     def end_epoch(self, world: World) -> None:
-        """Show this epoch's entropies to the next one, on every rank."""
+        """Show this epoch's values to the next one, on every rank."""
         self._share(world)
-        for sample_id, entropy in self._fresh.items():
-            self.cache.put(sample_id, entropy)
+        for sample_id, values in self._fresh.items():
+            before = self.cache.get(sample_id)
+            if self.config.source == "base" and before is not None:
+                continue
+            if self.config.source == "average" and before is not None:
+                values = (before + values.float()) / 2
+            self.cache.put(sample_id, values)
         self._fresh = {}
 
     def state_dict(self, world: World) -> dict[str, Tensor]:
@@ -141,7 +172,10 @@ class TokenDropper:
         self._share(world)
         state = {f"sketch.{name}": torch.as_tensor(value) for name, value in self.sketch.state_dict().items()}
         state |= {f"cache.{name}": value for name, value in self.cache.state_dict().items()}
-        state |= {f"fresh.{sample_id}": entropy for sample_id, entropy in self._fresh.items()}
+        state |= {f"fresh.{sample_id}": values for sample_id, values in self._fresh.items()}
+        state["training_nll"] = self._training_nll.clone()
+        if self.gap is not None:
+            state["gap"] = torch.tensor(self.gap, dtype=torch.float64)
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -150,28 +184,38 @@ class TokenDropper:
 
         self.sketch.load_state_dict(part("sketch."))
         self.cache.load_state_dict(part("cache."))
-        self._fresh = {int(sample_id): entropy for sample_id, entropy in part("fresh.").items()}
+        self._fresh = {int(sample_id): values for sample_id, values in part("fresh.").items()}
+        self._training_nll = state["training_nll"]
+        self.gap = float(state["gap"]) if "gap" in state else None
 
-    def _rule(self, batch: Batch) -> Select:
+    def _strength(self) -> float:
+        """What the scheduled drop rate is multiplied by."""
+        if self.config.full_at_gap is None:
+            return 1.0
+        return min(max((self.gap or 0.0) / self.config.full_at_gap, 0.0), 1.0)
+
+    def _bound(self, batch: Batch) -> BoundSelector:
         rule = self.selector.at(self.epoch, self.threshold, self.drop_rate, self.candidate_fraction)
         return rule.bind(batch.sample_ids.flatten(), batch.positions.flatten())
 
     def _share(self, world: World) -> None:
-        if self.at_input:
+        if self.remembers:
             self._fresh = {key: value for part in all_gather_objects(self._fresh, world) for key, value in part.items()}
 
-    def _cached_entropy(self, batch: Batch) -> Tensor:
-        entropy = torch.full(batch.tokens.shape, torch.nan, device=batch.tokens.device)
+    def _remembered(self, batch: Batch) -> Tensor:
+        """What the rule compares, ``[B, T]``; nan on tokens that are no target or were never seen."""
+        values = torch.full(batch.tokens.shape, torch.nan, device=batch.tokens.device)
         for row, sample_id, at in _samples_in(batch):
             known = self.cache.get(sample_id)
             if known is not None:
-                entropy[row, at] = known.float().to(entropy.device)[batch.positions[row, at]]
-        return entropy.masked_fill(batch.labels == IGNORE_INDEX, torch.nan)
+                known = _ranks(known) if self.config.scope == "sample" else known
+                values[row, at] = known.to(values.device)[batch.positions[row, at]]
+        return values.masked_fill(batch.labels == IGNORE_INDEX, torch.nan)
 
-    def _remember(self, batch: Batch, entropy: Tensor) -> None:
-        entropy = entropy.view(batch.tokens.shape).detach().half().cpu()
+    def _remember(self, batch: Batch, values: Tensor) -> None:
+        values = values.view(batch.tokens.shape).detach().half().cpu()
         for row, sample_id, at in _samples_in(batch):
-            measured = entropy[row, at.cpu()]
+            measured = values[row, at.cpu()]
             if measured.isfinite().any():  # a row that only keeps a collective company measures nothing
                 self._fresh[sample_id] = measured
 
@@ -188,3 +232,10 @@ def _samples_in(batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
         for sample_id in ids.unique().tolist():
             if sample_id >= 0:
                 yield row, sample_id, ids == sample_id
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """The fraction of a sample's finite values below each, in [0, 1); nan stays nan."""
+    finite = values[values.isfinite()].sort().values
+    below = torch.searchsorted(finite, values.nan_to_num(0.0)) / max(finite.numel(), 1)
+    return below.masked_fill(values.isnan(), torch.nan)

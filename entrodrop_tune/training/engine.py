@@ -152,7 +152,7 @@ class Engine:
         return patience is not None and self.progress.validations_since_best >= patience
 
     def _fill_entropy_cache(self) -> None:
-        """A rule that looks at remembered values needs them before the first pass: a pass without gradients makes them."""
+        """A rule that looks at remembered values needs some before the first pass: one without gradients makes them."""
         if not self.run.dropper.remembers:
             return
         samples = [*self.run.data.train, *self.run.data.replay]

@@ -1,5 +1,6 @@
 """A dry run: what training under a config would do, without doing it."""
 
+import math
 import time
 from typing import Any
 
@@ -89,6 +90,7 @@ def _measure(run: Run) -> tuple[Batch, LossOutput, float]:
     seconds = time.perf_counter() - started
     run.dropper.observe(batch, output)
     run.dropper.commit(run.world)
+    run.dropper.end_epoch(run.world)  # a rule that looks at remembered values has these
     return batch, output, seconds
 
 
@@ -96,10 +98,11 @@ def _preview(run: Run, batch: Batch, output: LossOutput) -> list[dict[str, Any]]
     """The first samples of the first batch, token by token, at the strongest moment of the curriculum."""
     rates = [row["drop_rate"] for row in curriculum_table(run)]
     epoch = rates.index(max(rates))
+    run.dropper.gap = math.inf  # adaptive strength at its full
     run.dropper.begin_step(run.schedule.epoch_ends[epoch] - 1, epoch)
     rows = (batch.labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
     weights = torch.ones(batch.labels.numel())
-    weights[rows] = run.dropper.weights(batch, output.entropy, output.nll, rows).float().cpu()
+    weights[rows] = run.dropper.rule(batch)(output.entropy[rows], output.nll[rows], rows).float().cpu()
     weights, entropy = weights.view(batch.labels.shape), output.entropy.view(batch.labels.shape)
     tokenizer = load_tokenizer(run.config.model.path)
 

@@ -74,10 +74,11 @@ def test_random_drops_as_many_as_entropy_would():
     assert bool(undecided(entropy, entropy, rows).all())
 
 
-def weighted(mode: str, **options):
+def weighted(mode: str, threshold=None, drop_rate=0.5, **options):
     h, w, y = problem(40, dim=16, vocab=300, seed=1)
     rows = torch.arange(40)
-    out = linear_cross_entropy(h, w, y, TokenSelector(mode, **options).at(0, None, 0.5).bind(rows, rows), chunk_size=11)
+    select = TokenSelector(mode, **options).at(0, threshold, drop_rate).bind(rows, rows)
+    out = linear_cross_entropy(h, w, y, select, chunk_size=11)
     out.loss_sum.backward()
     return out, (h @ w.T).detach().requires_grad_(), h, w, y
 
@@ -109,14 +110,37 @@ def test_dft_is_nll_times_the_detached_label_probability():
 
 
 def test_what_the_engine_asks():
-    assert [TokenSelector(m).statistic for m in ("entropy", "loss", "random", "none", "dft")] == [
-        "entropy",
-        "nll",
-        None,
-        None,
-        None,
+    entropy, nll = torch.tensor([1.0, 1.0, 3.0]), torch.tensor([2.0, 0.5, 4.0])
+    assert TokenSelector("entropy").statistic(entropy, nll).tolist() == [1.0, 1.0, 3.0]
+    assert TokenSelector("loss").statistic(entropy, nll).tolist() == [2.0, 0.5, 4.0]
+    assert TokenSelector("fitted").statistic(entropy, nll).tolist() == [2.0, 1.0, 4.0]
+    assert [TokenSelector(m).normalizer for m in ("entropy", "none", "soft", "eaft_axolotl", "dft")] == [
+        "kept",
+        "kept",
+        "weight_sum",
+        "valid",
+        "valid",
     ]
-    assert TokenSelector("entropy").normalizer == "kept" and TokenSelector("eaft_axolotl").normalizer == "valid"
+
+
+def test_fitted_drops_what_is_low_in_entropy_and_in_loss():
+    entropy, nll = torch.rand(500) * 2, torch.rand(500) * 2
+    rows = torch.arange(500)
+    rule = TokenSelector("fitted", seed=1).at(0, 1.0, 1.0).bind(rows, torch.zeros_like(rows))
+    assert torch.equal(rule(entropy, nll, rows), ~((entropy < 1.0) & (nll < 1.0)))
+
+
+def test_soft_weights_are_continuous_and_average_like_the_ramp_they_state():
+    threshold = 2.0
+    out, logits, h, w, y = weighted("soft", threshold, drop_rate=0.8)
+    entropy = token_entropy(logits)[y >= 0]
+    assert (entropy < threshold).any() and (entropy > threshold).any()
+    weights = torch.where(entropy < threshold, 1 - 0.8 * (1 - entropy / threshold), 1.0)
+    assert torch.allclose(out.weights[y >= 0], weights, atol=1e-5)
+    nll = F.cross_entropy(logits, y, reduction="none", ignore_index=-100)
+    full = torch.zeros_like(nll)
+    full[y >= 0] = weights
+    assert_same_loss_and_gradients(out, (nll * full.detach()).sum(), h, w, logits)
 
 
 @pytest.mark.parametrize(
