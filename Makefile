@@ -8,7 +8,7 @@ PIP_ARGS ?=
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo eval-demo test test-fast lint gpu-check clean
+.PHONY: help setup demo eval-demo test test-fast lint docs gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -41,6 +41,9 @@ test: setup  ## all tests, the slow ones too: under 10 minutes on two cores
 
 test-fast: setup  ## unit tests only
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
+
+docs: setup  ## the documentation site, into site/; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 gpu-check: setup  ## what only a GPU can show: parity, QLoRA, FSDP2, resume, speed; writes gpu-check.json
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python benchmarks/gpu_check.py --json gpu-check.json
