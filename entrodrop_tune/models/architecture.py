@@ -23,6 +23,17 @@ _REFUSED = {
     "mixtral": "mixture-of-experts layers are not implemented",
 }
 _ACTIVATIONS = {"silu": torch.nn.SiLU}
+# Beyond any model there is: a slip or a broken file, which would take all memory before its weights are looked at.
+_LARGEST = {
+    "num_hidden_layers": 10_000,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "hidden_size": 1 << 24,
+    "intermediate_size": 1 << 24,
+    "vocab_size": 1 << 26,
+    "max_position_embeddings": 1 << 32,
+}
 
 
 @dataclass(frozen=True)
@@ -77,28 +88,53 @@ def read_architecture(path: str | Path) -> Architecture:
     from transformers import AutoConfig
 
     folder = model_directory(path)
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = raw["model_type"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'} is not a model config: {error!r}.") from None
+    file = folder / "config.json"
+    raw = read_config(file)
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
+        raise UserError(f'{file} is not a model config: "model_type" = {model_type!r}.')
     if model_type not in SUPPORTED:
         reason = f": {_REFUSED[model_type]}" if model_type in _REFUSED else ""
         known = ", ".join(f"{name} ({models})" for name, models in SUPPORTED.items())
         raise UserError(f'architecture "{model_type}" of {folder} is not supported{reason}. Supported: {known}.')
     if "quantization_config" in raw:
+        settings = raw["quantization_config"]
+        method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else settings
         raise UserError(
-            f"the weights in {folder} are quantized ({raw['quantization_config'].get('quant_method', 'unknown')}): "
-            "use the unquantized model (adapter.type=qlora quantizes it while loading)."
+            f"the weights in {folder} are quantized ({method}): use the unquantized model (adapter.type=qlora quantizes "
+            "it while loading)."
         )
-    return _from_transformers(
-        AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), folder
-    )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return _from_transformers(config, folder)
+    except UserError:
+        raise
+    except Exception as error:  # transformers checks values by raising all kinds of errors
+        raise UserError(f"{file} is not a usable model config: {' '.join(str(error).split())[:300]}.") from None
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """``config.json`` as it stands.
+
+    Raises:
+        UserError: the file is not a JSON object.
+    """
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file} is not a model config: {error!r}.") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{file} is not a model config: it must hold a JSON object.")
+    return raw
 
 
 def _from_transformers(config: Any, folder: Path) -> Architecture:
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+    for name, largest in _LARGEST.items():
+        size = getattr(config, name, None)
+        if size is not None and not 1 <= size <= largest:
+            raise UserError(f'"{name}" = {size} in {folder / "config.json"}: it must be from 1 to {largest}.')
     if config.hidden_act not in _ACTIVATIONS:
         raise UserError(f'hidden_act "{config.hidden_act}" of {folder} is not supported, only "silu".')
     rope_type = config.rope_parameters.get("rope_type", "default")

@@ -1,11 +1,10 @@
 """The model's own tokenizer, by transformers."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from entrodrop_tune.errors import UserError
-from entrodrop_tune.models.architecture import model_directory
+from entrodrop_tune.models.architecture import model_directory, read_config
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -19,13 +18,13 @@ def load_tokenizer(path: str | Path) -> Any:
     folder = model_directory(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers and tokenizers raise all kinds of errors on broken files
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot load a tokenizer from {folder} (tokenizer.json missing or broken): {reason}") from None
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer in {folder} has no fast version: save it with a tokenizer.json.")
-    vocabulary = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocab_size")
-    if vocabulary is not None and len(tokenizer) > vocabulary:
+    vocabulary = read_config(folder / "config.json").get("vocab_size")
+    if isinstance(vocabulary, int) and len(tokenizer) > vocabulary:
         raise UserError(
             f"the tokenizer in {folder} has {len(tokenizer)} tokens, but the model only {vocabulary} embeddings: "
             "they do not belong together, or tokens were added without resizing the model."
