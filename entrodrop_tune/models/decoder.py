@@ -1,18 +1,14 @@
 """Architecture + adapter → torchtune ``TransformerDecoder``; one builder for every family."""
 
 from torch import Tensor, nn
-from torchtune.modules import (
-    FeedForward,
-    TiedLinear,
-    TransformerDecoder,
-    TransformerSelfAttentionLayer,
-)
+from torchtune.modules import TiedLinear, TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.peft import LoRALinear
 
 from entrodrop_tune.models.architecture import Architecture
 from entrodrop_tune.models.attention import HalfRotary, SelfAttention
 from entrodrop_tune.models.config import AdapterConfig, ModelConfig
 from entrodrop_tune.models.dora import DoRALinear
+from entrodrop_tune.models.feed_forward import FeedForward
 from entrodrop_tune.models.norm import RMSNorm
 
 
