@@ -21,8 +21,8 @@ KEYS = {"Tab": 9, "Enter": 13, "ArrowRight": 39, "ArrowLeft": 37, "ArrowDown": 4
 class Browser:
     """One page in a browser with a fresh profile. ``errors`` and ``requests`` are what the page gave rise to.
 
-    Requests that go to no network (``file:``, ``data:``) do not count. Nothing leaves the machine: every host name is
-    unresolvable.
+    Requests that go to no network (``file:``, ``data:``) do not count. Nothing leaves the machine: every other host
+    is unresolvable.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,8 @@ class Browser:
         self._read, theirs_out = os.pipe()
         flags = (
             "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
-            f"--user-data-dir={self._profile.name} --host-resolver-rules='MAP * ~NOTFOUND' --remote-debugging-pipe"
+            f"--user-data-dir={self._profile.name} --remote-debugging-pipe "
+            "--host-resolver-rules='MAP * ~NOTFOUND, EXCLUDE 127.0.0.1'"
         )
         # The pipe's ends are file descriptors 3 and 4, by Chromium's convention.
         self._process = subprocess.Popen(
@@ -61,12 +62,12 @@ class Browser:
         os.close(self._read)
         self._profile.cleanup()
 
-    def open(self, page: Path, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
+    def open(self, page: Path | str, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._loaded = False
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         while not self._loaded:
             self._receive()
 
