@@ -1,12 +1,16 @@
-"""Run a sweep's trials one after the other, each by ``tune run`` in a process and a folder of its own; resumable."""
+"""Run a sweep's trials one after the other, each recipe in a process and a folder of its own; resumable."""
 
 import json
+import multiprocessing
+import os
+import runpy
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +21,11 @@ from entrodrop_tune.training.launch import FREE_TO_CHANGE, load_config
 
 DONE = ("finished", "stopped_early")
 EXIT_INTERRUPTED = 75
+
+# Importing torch and what surrounds it takes longer than a small trial: one server imports it once, and every trial is
+# a fork of that server, which has computed nothing yet.
+_TRIALS = multiprocessing.get_context("forkserver")
+_TRIALS.set_forkserver_preload(["entrodrop_tune.training.launch"])
 
 
 @dataclass(frozen=True)
@@ -89,12 +98,11 @@ def _run(trial: Trial, output: Path, config: Path) -> Result:
     folder, log = output / "runs" / trial.name, output / "logs" / f"{trial.name}.log"
     if _exit_state(folder) in DONE:
         return Result(trial, "done", f"runs/{trial.name}")
-    command = [
-        *(sys.executable, "-m", "torchtune._cli.tune", "run", f"entrodrop_tune/recipes/{trial.recipe}"),
-        *("--config", str(config), *_overrides(trial, folder)),
-    ]
+    arguments = ["--config", str(config), *_overrides(trial, folder)]
     started = time.monotonic()
-    code, stopped = _call(command, log)
+    process = _TRIALS.Process(target=_run_recipe, args=(trial.recipe, arguments, log))
+    process.start()
+    code, stopped = _wait(process)
     seconds = time.monotonic() - started
     if code == 0 and not stopped:
         return Result(trial, "done", f"runs/{trial.name}", seconds)
@@ -108,19 +116,30 @@ def _run(trial: Trial, output: Path, config: Path) -> Result:
     return Result(trial, "failed", None, seconds, f"exit code {code}: {_last_words(log)}")
 
 
-def _call(command: Sequence[str], log: Path) -> tuple[int, bool]:
-    """Run ``command`` with its output appended to ``log``; returns its exit code and whether we were interrupted.
+def _run_recipe(name: str, arguments: list[str], log: Path) -> None:
+    """In a trial's process: what ``tune run`` does, with the output appended to ``log``."""
+    os.setsid()  # keeps the terminal's Ctrl-C from reaching it beside the SIGTERM it gets from _wait
+    with log.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    sys.argv = [name, *arguments]
+    runpy.run_module(f"entrodrop_tune.recipes.{name}", run_name="__main__")
+
+
+def _wait(process: BaseProcess) -> tuple[int, bool]:
+    """The process's exit code and whether we were interrupted.
 
     An interrupt is passed on once, as SIGTERM, and the process is given the time it takes to save.
     """
-    with log.open("a") as file:
-        # A session of its own keeps the terminal's Ctrl-C from reaching it twice.
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    stopped = False
+    while process.exitcode is None:
         try:
-            return process.wait(), False
+            process.join()
         except KeyboardInterrupt:
-            process.terminate()
-            return process.wait(), True
+            if not stopped:
+                process.terminate()
+            stopped = True
+    return process.exitcode, stopped
 
 
 def _exit_state(folder: Path) -> str | None:
@@ -144,8 +163,10 @@ def _evaluated(result: Result, suite: str, output: Path) -> Result:
         if (target / "eval.json").is_file():
             continue
         command = [sys.executable, "-m", "entrodrop_tune.cli.main", "eval", str(model), "--suite", suite]
-        code, stopped = _call([*command, "--output", str(target)], log)
-        if stopped:
+        try:
+            with log.open("a") as file:
+                code = subprocess.call([*command, "--output", str(target)], stdout=file, stderr=subprocess.STDOUT)
+        except KeyboardInterrupt:
             return replace(result, state="interrupted", error="interrupted; start the sweep again to go on")
         if code != 0:
             return replace(result, error=f"evaluation of {model} failed, exit code {code}: {_last_words(log)}")
