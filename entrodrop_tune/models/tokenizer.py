@@ -18,6 +18,7 @@ def load_tokenizer(path: str | Path) -> Any:
     folder = model_directory(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer("A wrong setting may show at the first text only.")
     except Exception as error:  # transformers and tokenizers raise all kinds of errors on broken files
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"cannot load a tokenizer from {folder} (tokenizer.json missing or broken): {reason}") from None

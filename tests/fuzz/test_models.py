@@ -57,7 +57,7 @@ def test_any_json(original, name):
     if name == "tokenizer.json":  # its vocabulary has thousands of alike places
         document["model"]["vocab"] = dict(list(document["model"]["vocab"].items()))
 
-    @bounded(60)
+    @bounded(30)
     @given(content=mutated(document).map(as_json))
     def check(content):
         loaded(with_file(original, name, content))
@@ -73,7 +73,7 @@ def test_any_bytes(original, name):
     # Weights: the header is what is parsed; a bit that flips in a number is a number still.
     content = content[:2000] if name == "model.safetensors" else content
 
-    @bounded(40)
+    @bounded(15)
     @given(content=damaged(content))
     def check(content):
         loaded(with_file(original, name, content))
@@ -81,7 +81,7 @@ def test_any_bytes(original, name):
     check()
 
 
-@bounded(40)
+@bounded(15)
 @given(template=st.text("{}%# |'\"[]().msgeacontrolifdx\n", max_size=60))
 def test_any_chat_template(original, template):
     loaded(with_file(original, "chat_template.jinja", template.encode()))
