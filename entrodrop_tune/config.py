@@ -52,7 +52,7 @@ def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
         if missing:
             raise UserError(f'{path} leaves "{missing[0]}" open: add {missing[0]}=VALUE to the command.')
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"config file {path}: {' '.join(str(error).split())}") from None
 
 
@@ -78,7 +78,7 @@ def validate(schema: type[Schema], mapping: Mapping[str, Any], source: str = "co
 
 
 def _explain(schema: type[Section], mapping: Mapping[str, Any], item: dict[str, Any]) -> str:
-    location = [part for part in item["loc"] if not _is_union_tag(part)]
+    location = _written(mapping, item["loc"], keep_last=item["type"] == "missing")
     key = ".".join(str(part) for part in location)
     if item["type"] == "extra_forbidden":
         siblings = _field_names(schema, location[:-1])
@@ -89,9 +89,16 @@ def _explain(schema: type[Section], mapping: Mapping[str, Any], item: dict[str, 
     return f'"{key}" = {item["input"]!r}: {message}.' if key else f"{message}."
 
 
-def _is_union_tag(part: Any) -> bool:
-    # pydantic puts the tried union member into the path (a class name, "function-before[...]"); users never wrote it.
-    return isinstance(part, str) and (part[:1].isupper() or "[" in part or part in {"float", "int", "str", "bool"})
+def _written(mapping: Any, location: Sequence[Any], keep_last: bool) -> list[Any]:
+    """``location`` without what its user never wrote: pydantic puts the tried member of a union into the path."""
+    written, node = [], mapping
+    for part in location:
+        in_mapping = isinstance(node, Mapping) and part in node
+        in_list = isinstance(node, list | tuple) and isinstance(part, int) and part < len(node)
+        if in_mapping or in_list:
+            written.append(part)
+            node = node[part]
+    return [*written, location[-1]] if keep_last else written
 
 
 def _field_names(schema: type[BaseModel], location: Iterable[Any]) -> set[str]:

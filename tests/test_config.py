@@ -32,6 +32,7 @@ def write(tmp_path, text):
         ({"nmae": "x", "name": "y"}, 'unknown key "nmae". Did you mean "name"?'),
         ({"name": "x", "inner": {"rat": 1}}, 'unknown key "inner.rat". Did you mean "rate"?'),
         ({"name": "x", "maybe": {"rat": 1}}, 'unknown key "maybe.rat". Did you mean "rate"?'),
+        ({"name": "x", "Inner": {}}, 'unknown key "Inner". Did you mean "inner"?'),
         ({"name": "x", "zzz": 1}, "Choose from: inner, maybe, mode, name."),
         ({}, '"name" is required.'),
         ({"name": "x", "inner": {"rate": 2}}, '"inner.rate" = 2: Input should be less than or equal to 1.'),

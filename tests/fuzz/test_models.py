@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entrodrop_tune.data import DataConfig, load_data
 from entrodrop_tune.config import validate
+from entrodrop_tune.data import DataConfig, load_data
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.models import ModelConfig, load_model, load_tokenizer
 from tests.fuzz.mutations import as_json, bounded, damaged, mutated
