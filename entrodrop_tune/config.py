@@ -47,13 +47,20 @@ def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
             key, equals, _ = override.partition("=")
             if not equals or not key or key.startswith("-"):
                 raise UserError(f'cannot read override "{override}": write key=value, for example epochs=3.')
-            config = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+            config = _overridden(config, override)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f'{path} leaves "{missing[0]}" open: add {missing[0]}=VALUE to the command.')
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except (OmegaConfBaseException, YAMLError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"config file {path}: {' '.join(str(error).split())}") from None
+
+
+def _overridden(config: Any, override: str) -> Any:
+    try:
+        return OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+    except Exception as error:  # a key such as "[" makes OmegaConf raise anything
+        raise UserError(f'cannot read override "{override}": {" ".join(str(error).split())}') from None
 
 
 def _remove(config: Any, dotted: str) -> None:

@@ -83,7 +83,7 @@ def test_what_is_not_damaged_is_accepted(file):
     assert len(trials(read_plan(file).by_domain()["math"])) == 16
 
 
-@bounded(150)
+@bounded(80)
 @given(document=mutated(FULL))
 def test_any_config(document, file):
     file.write_text(yaml.safe_dump(document))
@@ -105,7 +105,7 @@ def test_any_yaml(text, file):
     config_from(file)
 
 
-@bounded(100)
+@bounded(50)
 @given(
     overrides=st.lists(
         st.builds(
@@ -123,7 +123,7 @@ def test_any_override(overrides, file):
     config_from(file, overrides)
 
 
-@bounded(100)
+@bounded(50)
 @given(document=mutated(PLAN))
 def test_any_plan(document, file):
     file.write_text(yaml.safe_dump(document))
