@@ -1,0 +1,47 @@
+"""From the tuning sweep to the plan of the comparison: each arm's better setting, on seeds that no decision saw.
+
+    python studies/effect/choose.py studies/effect/results/tiny-tuning studies/effect/tiny_comparison.yaml
+
+The better setting is the one with the lower best validation NLL on the tuning seed.
+"""
+
+import argparse
+from pathlib import Path
+
+import yaml
+
+import stored
+from entrodrop_tune.analysis.summary import summarize
+
+SEEDS = [1, 2, 3]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="collected runs of tiny_tuning.yaml")
+    parser.add_argument("plan", type=Path, help="the plan to write")
+    args = parser.parse_args()
+    tuning = yaml.safe_load((Path(__file__).parent / "tiny_tuning.yaml").read_text())
+    best = {run.arm: summarize(run.run).best_nll for run in map(stored.load, args.results.glob("*.json"))}
+    names = {name.replace("+", "_").replace("  ", " "): name for name in tuning["arms"]}
+    missing = sorted(set(tuning["arms"]) - {names.get(arm, arm) for arm in best})
+    if missing:
+        raise SystemExit(f"not collected yet: {', '.join(missing)}")
+    value = {names.get(arm, arm): nll for arm, nll in best.items()}
+    arms = {}
+    for name in dict.fromkeys(arm[:-2] for arm in tuning["arms"]):
+        setting = min("ab", key=lambda letter: value[f"{name} {letter}"])
+        arms[name] = tuning["arms"][f"{name} {setting}"]
+    plan = {
+        "title": "Effect, small family: each arm's better setting, fresh seeds",
+        **{key: tuning[key] for key in ("config", "recipe")},
+        "baseline": "plain",
+        "seeds": SEEDS,
+        "arms": arms,
+    }
+    header = "# Written by choose.py from the tuning runs.\n"
+    args.plan.write_text(header + yaml.safe_dump(plan, sort_keys=False, width=120))
+
+
+if __name__ == "__main__":
+    main()

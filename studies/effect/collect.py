@@ -1,0 +1,72 @@
+"""Gather finished runs into one JSON file each, with what their checkpoints still know of general text.
+
+    python studies/effect/collect.py runs/effect/tiny studies/effect/results/tiny [--delete-checkpoints]
+
+Runs that have a file already are left alone. General text: held-out code, medical abstracts and Wikipedia pages.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import stored
+from entrodrop_tune.analysis.model_source import load_subject
+from entrodrop_tune.analysis.runs import load_run
+from entrodrop_tune.data import load_data
+from entrodrop_tune.data.config import DataConfig
+from entrodrop_tune.training.validation import score_samples
+
+WIKIPEDIA = Path(__file__).parents[2] / "eval_tasks" / "samples" / "wikitext.jsonl"
+GENERAL = {
+    "code": {"path": "data/mbpp/validation.jsonl", "limit": 32},
+    "abstracts": {"path": "data/pubmedqa/validation.jsonl", "limit": 12},
+    "wikipedia": {"path": str(WIKIPEDIA), "limit": 10, "columns": {"text": "page"}},
+}
+BATCH = 8
+
+
+def general_nll(model: Path) -> dict[str, float]:
+    """Mean NLL in nats a target token on each general set (first 512 tokens of a row), fp32."""
+    subject = load_subject(model, device="cpu")
+    values = {}
+    for name, source in GENERAL.items():
+        config = DataConfig.model_validate(
+            {"train": [source], "validation_fraction": 0, "max_length": 512, "too_long": "truncate", "cache_dir": None}
+        )
+        samples = load_data(config, subject.tokenizer, progress=False, context=None).train
+        scores = score_samples(
+            subject.model, samples, BATCH, subject.world, subject.pad_id, lambda batches, total: batches
+        )
+        values[name] = float(np.concatenate([score.nll for score in scores]).mean())
+    return values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sweep", type=Path, help="the folder of an `entrodrop sweep`")
+    parser.add_argument("results", type=Path, help="where the JSON files go")
+    parser.add_argument("--delete-checkpoints", action="store_true", help="free the disk of what was collected")
+    args = parser.parse_args()
+    base: dict[str, dict[str, float]] = {}
+    for log in tqdm(sorted((args.sweep / "runs").iterdir()), desc="runs"):
+        target = args.results / f"{log.name}.json"
+        run = load_run(log)
+        if target.exists() or run.exit not in ("finished", "stopped_early"):
+            continue
+        model = run.config["model"]["path"]
+        if model not in base:
+            base[model] = general_nll(Path(model))
+        general = {"base": base[model], **{which: general_nll(log / which) for which in ("best", "last")}}
+        arm, _, _ = log.name.rpartition("-seed")
+        stored.save(target, arm.replace("_", " "), run, general)
+        if args.delete_checkpoints:
+            shutil.rmtree(log / "checkpoints")
+    print(json.dumps(base, indent=1))
+
+
+if __name__ == "__main__":
+    main()
