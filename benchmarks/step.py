@@ -3,8 +3,11 @@
     python benchmarks/step.py --model MODEL_DIR --data train.jsonl --json benchmarks/results/step.json
 
 Every trainer takes the same batches of the same tokens, fp32 or bf16 weights as stock torchtune has them, AdamW. Speed:
-all trainers live in one process and take turns, a step each; the median over rounds is compared. Memory: each trainer
-alone in a process of its own, its peak (CPU: resident size) minus that of a process without a trainer.
+all trainers live in one process and take turns, a step each; the median over rounds is compared, so run it on a quiet
+machine (SmolLM2-135M on two cores: about 8 minutes for both modes in bf16; fp32: take --modes full --rounds 3). Memory:
+each trainer alone in a process of its own, two steps on the longest batch (the second with optimizer state), its peak
+(CPU: resident size) minus that of a process without a trainer; other load does not disturb it, so --memory-only can
+run anywhere.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,14 +29,21 @@ from entrodrop_tune.method import TokenSelector
 from entrodrop_tune.models import AdapterConfig, ModelConfig, load_model, load_tokenizer, pad_id, read_architecture
 from entrodrop_tune.training.journal import machine, now, peak_memory, versions
 from entrodrop_tune.training.loss_model import LossModel
+from entrodrop_tune.training.optimizer import backward_and_update
 from entrodrop_tune.training.validation import to_device
 
 RANK, ALPHA = 8, 16
-TRAINERS = ("ours, drop 0", "ours, drop 0.5", "torchtune 0.6.1", "TRL SFTTrainer")
+OURS = {  # drop rate, optimizer_in_bwd
+    "ours, drop 0": (0.0, False),
+    "ours, drop 0.5": (0.5, False),
+    "ours, optimizer in backward": (0.0, True),
+}
+STOCK = "torchtune 0.6.1"
+TRAINERS = (*OURS, STOCK, "TRL SFTTrainer")
 Step = Callable[[Batch], float]
 
 
-def ours(model_dir: str, lora: bool, dtype: torch.dtype, device: str, drop: float) -> Step:
+def ours(model_dir: str, lora: bool, dtype: torch.dtype, device: str, drop: float, in_bwd: bool) -> Step:
     """Our engine's step (``training/step.py`` without its bookkeeping over processes)."""
     adapter = AdapterConfig(rank=RANK, alpha=ALPHA) if lora else None
     model = LossModel(load_model(ModelConfig(path=model_dir), adapter, dtype=dtype, device=device))
@@ -43,6 +54,9 @@ def ours(model_dir: str, lora: bool, dtype: torch.dtype, device: str, drop: floa
     def step(batch: Batch) -> float:
         select = rule.bind(batch.sample_ids.flatten(), batch.positions.flatten())
         output = model(batch.tokens, batch.labels, batch.positions, batch.mask, select)
+        if in_bwd:
+            backward_and_update(output.loss_sum, optimizer, 1 / output.kept)
+            return float(output.loss_sum.detach() / output.kept)
         output.loss_sum.backward()
         return _finish(model, optimizer, output.loss_sum, output.kept)
 
@@ -142,9 +156,9 @@ def _finish(model: nn.Module, optimizer: torch.optim.Optimizer, loss: torch.Tens
 
 def build(trainer: str, arguments: argparse.Namespace, lora: bool, dtype: torch.dtype) -> Step:
     torch.manual_seed(0)
-    if trainer.startswith("ours"):
-        return ours(arguments.model, lora, dtype, arguments.device, float(trainer.rpartition(" ")[2]))
-    stock = torchtune_stock if trainer.startswith("torchtune") else trl_stock
+    if trainer in OURS:
+        return ours(arguments.model, lora, dtype, arguments.device, *OURS[trainer])
+    stock = torchtune_stock if trainer == STOCK else trl_stock
     return stock(arguments.model, lora, dtype, arguments.device)
 
 
@@ -162,10 +176,12 @@ def synchronize(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def measure_speed(arguments: argparse.Namespace, lora: bool, dtype: torch.dtype) -> dict[str, dict[str, float]]:
+def measure_speed(
+    arguments: argparse.Namespace, trainers: list[str], lora: bool, dtype: torch.dtype
+) -> dict[str, dict[str, float]]:
     """Seconds a step, round by round, and the first loss (the same data must give the same loss)."""
     data = batches(arguments)
-    steps = {trainer: build(trainer, arguments, lora, dtype) for trainer in arguments.trainers}
+    steps = {trainer: build(trainer, arguments, lora, dtype) for trainer in trainers}
     first = {trainer: step(data[0]) for trainer, step in steps.items()}  # also warms up
     seconds: dict[str, list[float]] = {trainer: [] for trainer in steps}
     for number in range(arguments.rounds):
@@ -192,11 +208,11 @@ def measure_memory(arguments: argparse.Namespace, mode: str, trainer: str) -> in
 
 
 def report_memory(arguments: argparse.Namespace, dtype: torch.dtype) -> None:
-    data = batches(arguments)
+    longest = max(batches(arguments), key=lambda batch: batch.tokens.numel())
     if arguments.memory_of != "none":
         step = build(arguments.memory_of, arguments, arguments.modes[0] == "lora", dtype)
-        for batch in data[:2]:
-            step(batch)
+        for _ in range(2):
+            step(longest)
     print(peak_memory(torch.device(arguments.device)))
 
 
@@ -211,6 +227,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--modes", nargs="+", choices=["full", "lora"], default=["full", "lora"])
     parser.add_argument("--trainers", nargs="+", default=TRAINERS, help="some of: " + "; ".join(TRAINERS))
+    parser.add_argument("--memory-only", action="store_true", help="leave speed unmeasured (a machine that is busy)")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[arguments.dtype]
@@ -226,22 +243,32 @@ def main() -> None:
         "settings": {"dtype": arguments.dtype, "batch_size": arguments.batch_size, "rounds": arguments.rounds},
     }
     for mode in arguments.modes:
-        rows = result[mode] = measure_speed(arguments, mode == "lora", dtype)
+        lora = mode == "lora"
+        trainers = [t for t in arguments.trainers if not (lora and t in OURS and OURS[t][1])]  # refused with adapters
+        rows: dict[str, dict[str, Any]] = {trainer: {"seconds": None} for trainer in trainers}
+        if not arguments.memory_only:
+            rows = measure_speed(arguments, trainers, lora, dtype)
         nothing = measure_memory(arguments, mode, "none")
         for trainer, row in rows.items():
             row["peak_bytes"] = measure_memory(arguments, mode, trainer) - nothing
-        stock = rows["torchtune 0.6.1"]
-        print(f"\n{mode}, {arguments.dtype}: speed and peak memory as multiples of stock torchtune's")
-        for trainer, row in rows.items():
-            row["speed_over_torchtune"] = stock["seconds"] / row["seconds"]
-            row["memory_over_torchtune"] = row["peak_bytes"] / stock["peak_bytes"]
-            print(
-                f"  {trainer:16s} speed {row['speed_over_torchtune']:.2f}x  memory {row['memory_over_torchtune']:.2f}x"
-                f"  first loss {row['first_loss']:.4f}"
-            )
+        result[mode] = rows
+        report(mode, arguments.dtype, rows)
         if arguments.json:
             arguments.json.parent.mkdir(parents=True, exist_ok=True)
             arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def report(mode: str, dtype: str, rows: dict[str, dict[str, Any]]) -> None:
+    """Add the ratios over stock torchtune to ``rows`` and print them."""
+    stock = rows[STOCK]
+    print(f"\n{mode}, {dtype}: speed and peak memory as multiples of stock torchtune's")
+    for trainer, row in rows.items():
+        row["memory_over_torchtune"] = row["peak_bytes"] / stock["peak_bytes"]
+        speed = "speed not measured"
+        if row["seconds"] is not None:
+            row["speed_over_torchtune"] = stock["seconds"] / row["seconds"]
+            speed = f"speed {row['speed_over_torchtune']:.2f}x  first loss {row['first_loss']:.4f}"
+        print(f"  {trainer:27s} memory {row['memory_over_torchtune']:.2f}x  {speed}", flush=True)
 
 
 if __name__ == "__main__":
