@@ -15,6 +15,7 @@ from entrodrop_tune.analysis.runs import Run, config_difference, flatten, jsonab
 from entrodrop_tune.analysis.summary import epoch_means, summarize, verdict
 from entrodrop_tune.analysis.warnings import find_problems
 from entrodrop_tune.evaluation.results import EvalResults
+from entrodrop_tune.files import write_atomically
 
 CURVE_COLUMNS = [
     "step",
@@ -130,11 +131,14 @@ def write_report(
 ) -> dict[str, Any]:
     """Write ``report.json``, ``report.html``, ``report.md`` and ``curves.png`` into ``output``; return the report."""
     report = build_report(runs, base, tuned, profile)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    save_curves(runs, output / "curves.png", title=report["title"])
     values = {"report": report, "groups": GROUPS, "metrics": METRICS}
-    (output / "report.md").write_text(pages.render("report.md.j2", **values), encoding="utf-8")
-    page = pages.render("report.html.j2", figures=report_figures(runs, report), **values)
-    (output / "report.html").write_text(page, encoding="utf-8")
+    texts = {
+        "report.json": json.dumps(report, indent=2, ensure_ascii=False) + "\n",
+        "report.md": pages.render("report.md.j2", **values),
+        "report.html": pages.render("report.html.j2", figures=report_figures(runs, report), **values),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_atomically(output / name, text)
+    save_curves(runs, output / "curves.png", title=report["title"])
     return report

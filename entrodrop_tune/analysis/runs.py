@@ -1,6 +1,5 @@
 """Read what a training run left in its folder (``run.json``, ``metrics.jsonl``, ``validation.jsonl``)."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.run_record import RECORD_FILE, read_jsonl, read_record
 
 METRICS_COLUMNS = (
     "step", "epoch", "loss", "nll_all", "kept_fraction", "entropy_mean", "threshold", "drop_rate",
@@ -53,7 +53,7 @@ class Run:
 
 def is_run_folder(path: Path | str) -> bool:
     """Whether ``path`` is what a training run wrote into."""
-    return (Path(path) / "run.json").is_file()
+    return (Path(path) / RECORD_FILE).is_file()
 
 
 def load_run(path: Path | str) -> Run:
@@ -67,15 +67,9 @@ def load_run(path: Path | str) -> Run:
         raise UserError(f"run folder {path} does not exist. Pass the output_dir of a `tune run`.")
     if not is_run_folder(path):
         raise UserError(f"{path} is no run folder: it has no run.json. Pass the output_dir of a `tune run`.")
-    try:
-        info = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path / 'run.json'} is not valid JSON ({error}). Is the run folder damaged?") from None
-    if not isinstance(info, dict):
-        raise UserError(f"{path / 'run.json'} must hold a JSON object.")
     return Run(
         path=path.resolve(),
-        info=info,
+        info=read_record(path),
         metrics=_frame(read_jsonl(path / "metrics.jsonl"), METRICS_COLUMNS),
         validation=_frame(read_jsonl(path / "validation.jsonl"), VALIDATION_COLUMNS),
     )
@@ -99,31 +93,6 @@ def run_names(runs: Sequence[Run]) -> list[str]:
         if len(set(names)) == len(names):
             break
     return names
-
-
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """The rows of a JSONL file; none if it is absent. A last line cut short by a crash is left out.
-
-    Raises:
-        UserError: a line other than the last is not a JSON object.
-    """
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            if number == len(lines):
-                break
-            raise UserError(f"{path} line {number} is not valid JSON. Is the file damaged?") from None
-        if not isinstance(row, dict):
-            raise UserError(f"{path} line {number} must be a JSON object, it is {line[:40]!r}.")
-        rows.append(row)
-    return rows
 
 
 def _frame(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> pd.DataFrame:

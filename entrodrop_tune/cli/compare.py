@@ -77,12 +77,16 @@ def _kind(path: Path) -> str:
 
 def _write(comparisons: "list[Comparison]", output: Path, domain: str) -> None:
     from entrodrop_tune.evaluation import render
+    from entrodrop_tune.files import write_atomically
 
-    output.mkdir(parents=True, exist_ok=True)
-    data = json.dumps([comparison.to_dict() for comparison in comparisons], indent=2)
-    (output / "comparison.json").write_text(data + "\n", encoding="utf-8")
     sections = [render.comparison_markdown(comparison, every_metric=True) for comparison in comparisons]
-    text = "\n".join([*sections, render.markdown_table(*render.cost_table(comparisons, domain)), ""])
-    (output / "comparison.md").write_text(text, encoding="utf-8")
-    (output / "comparison.html").write_text(render.comparison_html(comparisons, domain), encoding="utf-8")
-    (output / "tradeoff.png").write_bytes(render.figure_bytes(render.tradeoff_figure(comparisons, domain), "png"))
+    texts = {
+        "comparison.json": json.dumps([comparison.to_dict() for comparison in comparisons], indent=2) + "\n",
+        "comparison.md": "\n".join([*sections, render.markdown_table(*render.cost_table(comparisons, domain)), ""]),
+        "comparison.html": render.comparison_html(comparisons, domain),
+    }
+    picture = render.figure_bytes(render.tradeoff_figure(comparisons, domain), "png")
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        write_atomically(output / name, text)
+    (output / "tradeoff.png").write_bytes(picture)

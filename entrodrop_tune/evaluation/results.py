@@ -109,19 +109,35 @@ def load_results(path: Path | str) -> EvalResults:
     file = path / EVAL_FILE if path.is_dir() else path
     if not file.exists():
         raise UserError(f"no evaluation at {path}: expected {EVAL_FILE}, which `entrodrop eval --output` writes")
-    results = _parse(EvalResults, file.read_text(encoding="utf-8"), str(file))
+    results = _parse(EvalResults, file.read_bytes(), str(file))
     items_file = file.with_name(ITEMS_FILE)
     if not items_file.exists():
         raise UserError(f"{file} has no {ITEMS_FILE} beside it: the per-item scores are needed")
-    with items_file.open(encoding="utf-8") as lines:
+    with items_file.open("rb") as lines:
         results.items = [_parse(Item, line, f"{items_file} line {i}") for i, line in enumerate(lines, 1)]
+    _refuse_contradictions(results, file, items_file)
     return results
 
 
-def _parse(model: type[BaseModel], text: str, where: str) -> Any:
+def _parse(model: type[BaseModel], text: bytes, where: str) -> Any:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise UserError(f"{where} is malformed: {place + ': ' if place else ''}{first['msg']}") from error
+        reason = " ".join(f"{place + ': ' if place else ''}{first['msg']}".split())
+        raise UserError(f"{where} is malformed: {reason}") from error
+
+
+def _refuse_contradictions(results: EvalResults, file: Path, items_file: Path) -> None:
+    """What each file may say on its own, but not the two together."""
+    for name, task in results.tasks.items():
+        if task.primary not in task.metrics:
+            raise UserError(
+                f'{file} is malformed: tasks.{name}.primary is "{task.primary}", which is none of its metrics'
+            )
+    for line, item in enumerate(results.items, 1):
+        metrics = results.tasks[item.task].metrics if item.task in results.tasks else {}
+        missing = metrics.keys() - item.metrics.keys()
+        if missing:
+            raise UserError(f'{items_file} line {line} lacks "{min(missing)}", which {file.name} gives for {item.task}')

@@ -1,11 +1,13 @@
 """What a tuned model cost to make, from the run folder its checkpoint lies in."""
 
-import json
+import math
 import statistics
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from entrodrop_tune.run_record import read_jsonl, read_record
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,10 @@ def training_cost(model_path: Path | str) -> TrainingCost | None:
     run = next((folder for folder in (model, *model.parents) if (folder / "run.json").is_file()), None)
     if run is None or not model.is_dir():
         return None
-    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    steps = _steps(run / "metrics.jsonl")
+    record, steps = read_record(run), read_jsonl(run / "metrics.jsonl")
     adapter = (record.get("config") or {}).get("adapter") or {}
     parameters = record.get("parameters") or {}
-    speeds = [step["tokens_per_second"] for step in steps if step.get("tokens_per_second")]
+    speeds = _numbers(steps, "tokens_per_second")
     return TrainingCost(
         run=str(run),
         method=str(adapter.get("type", "lora")) if adapter else "full",
@@ -50,7 +51,7 @@ def training_cost(model_path: Path | str) -> TrainingCost | None:
         total=parameters.get("total"),
         seconds=_duration(record),
         tokens_per_second=statistics.median(speeds) if speeds else None,
-        peak_memory_bytes=max((step.get("peak_memory_bytes") or 0 for step in steps), default=0) or None,
+        peak_memory_bytes=int(max(_numbers(steps, "peak_memory_bytes"), default=0)) or None,
         checkpoint_bytes=sum(file.stat().st_size for file in model.iterdir() if file.is_file()),
     )
 
@@ -61,7 +62,6 @@ def _duration(record: dict[str, Any]) -> float | None:
     return (datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])).total_seconds()
 
 
-def _steps(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+def _numbers(steps: list[dict[str, Any]], key: str) -> list[float]:
+    values = (step.get(key) for step in steps)
+    return [value for value in values if isinstance(value, int | float) and math.isfinite(value) and value > 0]

@@ -318,7 +318,7 @@ def test_cost_of_the_run_a_checkpoint_lies_in(model, tmp_path):
         "ended": "2026-01-01T00:02:00+00:00",
     }
     (tmp_path / "run" / "run.json").write_text(json.dumps(record))
-    steps = [{"tokens_per_second": speed, "peak_memory_bytes": 1 << 20} for speed in (10, 30, 20)]
+    steps = [{"step": speed, "tokens_per_second": speed, "peak_memory_bytes": 1 << 20} for speed in (10, 30, 20)]
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps) + '{"half')
     results = run(tmp_path / "run", "entrodrop_piqa", limit=1)
     comparison = compare_evaluations(results, results)
