@@ -11,7 +11,8 @@ from pathlib import Path
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` so that ``path`` is at any moment either the old file or the whole new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    # A lone surrogate from hostile input has no UTF-8; in JSON its escape is what stands for it.
+    with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
