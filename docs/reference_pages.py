@@ -91,7 +91,7 @@ def _type(prop: dict[str, Any], sections: dict[str, Any]) -> str:
 
 def _range(prop: dict[str, Any]) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {prop[key]:g}" for key, sign in signs.items() if key in prop]
+    bounds = [f"{sign} {prop[key]}" for key, sign in signs.items() if key in prop]
     return f" {', '.join(bounds)}" if bounds else ""
 
 
@@ -108,4 +108,5 @@ def commands_page() -> str:
 
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="entrodrop"), name="entrodrop")
-    return COMMANDS_INTRO + text.split("\n", 2)[2]
+    # Its own list of commands cuts their descriptions short; the site's table of contents is one too.
+    return COMMANDS_INTRO + text[text.index("## `entrodrop ") :]

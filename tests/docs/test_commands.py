@@ -1,0 +1,100 @@
+"""Every command that README and the documentation show is run, with tiny models and data in place of the real ones.
+
+A block under ``<!-- not run here: REASON -->`` is only checked: program, options, files and config keys exist. Commands
+within a sentence are checked too.
+"""
+
+import shutil
+
+import pytest
+
+from tests.docs.markdown import PAGES, SHELL, blocks, inline_commands
+from tests.docs.static_check import NotValid, check_command, check_shell
+from tests.docs.world import Shell, make_world
+
+TUTORIAL = "docs/tutorial.md"
+AFTER_TUTORIAL = {"docs/how-to/evaluate.md", "docs/evaluation.md", "docs/analysis.md"}
+"""Pages whose commands start from what the tutorial leaves behind."""
+
+SHELL_BLOCKS = [block for page in PAGES for block in blocks(page) if block.language in SHELL]
+RUN = sorted({block.page for block in SHELL_BLOCKS if block.not_run is None})
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
+    shell = Shell(tmp_path_factory.mktemp("home"))
+    yield shell
+    shell.close()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def after_tutorial(shell, world, tmp_path_factory):
+    folder = shutil.copytree(world, tmp_path_factory.mktemp("tutorial") / "here", symlinks=True)
+    run_page(TUTORIAL, shell, folder)
+    return folder
+
+
+def run_page(page, shell, folder):
+    for block in blocks(page):
+        if block.language in SHELL and block.not_run is None:
+            try:
+                shell.run(block.text, folder)
+            except AssertionError as error:
+                raise AssertionError(f"{block.place}: {error}") from None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", RUN)
+def test_commands_run(page, shell, world, after_tutorial, tmp_path):
+    if page == TUTORIAL:
+        assert (after_tutorial / "runs" / "report" / "report.html").is_file()
+        return
+    start = after_tutorial if page in AFTER_TUTORIAL else world
+    run_page(page, shell, shutil.copytree(start, tmp_path / "here", symlinks=True))
+
+
+@pytest.mark.parametrize(
+    "block", [block for block in SHELL_BLOCKS if block.not_run is not None], ids=lambda block: block.place
+)
+def test_commands_that_are_not_run_would_start(block):
+    check_shell(block.text)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if inline_commands(page)])
+def test_commands_within_a_sentence_exist(page):
+    for command in inline_commands(page):
+        check_command(command)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_says_what_it_is(page):
+    """A command in a block of no language would escape the tests above."""
+    for block in blocks(page):
+        first = block.text.split(maxsplit=1)[0] if block.text.strip() else ""
+        assert block.language or first not in ("entrodrop", "tune", "python", "make", "pip", "$"), block.place
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "entrodrop evaluate models/smollm2",
+        "entrodrop eval models/smollm2 --suit quick",
+        "entrodrop check --config smollm2/135m_lora epoch=3",
+        "entrodrop run lora_finetune --config smollm2/136m_lora",
+        "tune run entrodrop_tune/recipes/lora --config my.yaml",
+        "tune run --nproc 2 entrodrop_tune/recipes/full_finetune --config my.yaml entrodrop.drop_rates=1",
+        "python examples/plain.py",
+        "make tests",
+        "lm_eval --tasks entrodrop_maths",
+        "pip install '.[everything]'",
+        "curl example.org",
+    ],
+)
+def test_a_wrong_command_is_found(command):
+    with pytest.raises(NotValid):
+        check_command(command)
