@@ -1,7 +1,6 @@
 """A killed run that is resumed ends with the bits of one that was never interrupted."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -15,11 +14,8 @@ import pytest
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.training.checkpoint import CheckpointError, CheckpointStore
 from entrodrop_tune.training.launch import EXIT_INTERRUPTED, load_config, run_training
+from tests.processes import PROCESSES
 from tests.training.runs import ADAPTER, TINY, command, environment, journal, lines, overrides, tune, weights
-
-# The server imports torch once; each run is then a fork of it, killed without mercy and without a 10 s start.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["entrodrop_tune.training.launch"])
 
 SETTINGS = ["epochs=3", "checkpoint.every_n_steps=4", "entrodrop.drop_rate=0.7", "optimizer.lr=0.01"]
 CASES = {
