@@ -79,7 +79,7 @@ def linear_cross_entropy(
         weight: ``[V, D]``, the output layer; may be in another dtype, tied to the embedding, or frozen.
         labels: ``[N]`` int64, already shifted; ``ignore_index`` marks rows that do not count and cost nothing.
         select: see :data:`Select`; called once a chunk, on valid rows only, never with gradients. None keeps all.
-        chunk_size: rows a chunk. By default their memory is 1/8 of the fp32 logits', within 128 to 512 rows.
+        chunk_size: rows a chunk. By default their memory is 1/8 of the fp32 logits', within 128 (16-bit: 256) to 512 rows.
         label_smoothing: share of the target spread over the vocabulary, as in ``F.cross_entropy``.
         z_loss: coefficient of ``logsumexp(logits) ** 2`` (PaLM, arXiv 2204.02311, section 5).
         with_accuracy: fill ``correct``.
@@ -262,11 +262,13 @@ def _chunk_rows(valid: int, weight: Tensor) -> int:
     """Rows a chunk: working memory of an eighth of the fp32 logits, but 128 to 512 rows, in balanced chunks.
 
     A row costs its logits in the products' dtype and, in fp32, two tiles and two rows of inputs. Below 128 rows, or at
-    odd numbers of them, matrix products lose a tenth of their speed.
+    odd numbers of them, matrix products lose a tenth of their speed. In 16 bits each chunk adds to a weight gradient in
+    fp32, which takes longer and is larger than the chunk: 256 rows at least.
     """
     vocab, dim = weight.shape
     row = vocab * weight.dtype.itemsize + 4 * 2 * (min(CPU_TILE, vocab) + dim)
-    largest = min(max(valid * vocab * 4 // 8 // row // 16 * 16, 128), 512)
+    smallest = 128 if weight.dtype.itemsize >= 4 else 256
+    largest = min(max(valid * vocab * 4 // 8 // row // 16 * 16, smallest), 512)
     chunks = max(1, -(-valid // largest))
     return max(1, -(-valid // chunks // 16) * 16)
 
