@@ -79,7 +79,8 @@ def linear_cross_entropy(
         weight: ``[V, D]``, the output layer; may be in another dtype, tied to the embedding, or frozen.
         labels: ``[N]`` int64, already shifted; ``ignore_index`` marks rows that do not count and cost nothing.
         select: see :data:`Select`; called once a chunk, on valid rows only, never with gradients. None keeps all.
-        chunk_size: rows a chunk. By default their memory is 1/8 of the fp32 logits', within 128 (16-bit: 256) to 512 rows.
+        chunk_size: rows a chunk. By default their memory is 1/8 of the fp32 logits', within 128 (in 16 bits 256) and
+            512 rows.
         label_smoothing: share of the target spread over the vocabulary, as in ``F.cross_entropy``.
         z_loss: coefficient of ``logsumexp(logits) ** 2`` (PaLM, arXiv 2204.02311, section 5).
         with_accuracy: fill ``correct``.

@@ -28,8 +28,8 @@ class TokenSelector:
         ``none``: nothing is dropped.
 
     Weights (the NLL is multiplied by them; no coins):
-        ``soft``: ``1 - drop_rate * (1 - H / threshold)`` below the threshold, 1 above: ``entropy`` without its chance and
-        its edge. The rules below know no threshold and no drop rate.
+        ``soft``: ``1 - drop_rate * (1 - H / threshold)`` below the threshold, 1 above: ``entropy`` without its chance
+        and its edge. The rules below know no threshold and no drop rate.
         ``eaft_llamafactory``, ``eaft_axolotl``: ``(H / c) ** alpha`` with H the entropy over the ``top_k`` largest
         logits (EAFT, arXiv 2601.02151), c = 3 and c = 1 as in those two trainers.
         ``dft``: the label's probability ``exp(-nll)`` (DFT, arXiv 2508.05629; TRL's ``loss_type="dft"``).
@@ -132,7 +132,7 @@ class BoundSelector:
         return ~self.dropped(rule.statistic(entropy, nll), rows)
 
     def dropped(self, statistic: Tensor, rows: Tensor) -> Tensor:
-        """Which of ``rows`` a rule that drops tokens drops, bool ``[n]``; a nan in ``statistic [n]`` is never dropped."""
+        """Which of ``rows`` a rule that drops tokens drops, bool ``[n]``; nan in ``statistic [n]`` is never dropped."""
         step, mode = self.step, self.step.selector.mode
         rate = step.drop_rate
         if mode == "random":

@@ -8,9 +8,9 @@ The better setting is the one with the lower best validation NLL on the tuning s
 import argparse
 from pathlib import Path
 
+import stored
 import yaml
 
-import stored
 from entrodrop_tune.analysis.summary import summarize
 
 SEEDS = [1, 2, 3]

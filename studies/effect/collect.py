@@ -11,9 +11,9 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import stored
 from tqdm import tqdm
 
-import stored
 from entrodrop_tune.analysis.model_source import load_subject
 from entrodrop_tune.analysis.runs import load_run
 from entrodrop_tune.data import load_data

@@ -1,0 +1,195 @@
+"""Rebuild every table and figure of docs/results.md from the runs' JSON files.
+
+    python studies/effect/table.py            write docs/results.md's tables, docs/results/*.png and tables.json
+    python studies/effect/table.py --check    exit code 1 when what is written differs from what the runs say
+
+Tables stand between `<!-- table: NAME -->` and `<!-- end -->`; the text around them is written by hand.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import stored
+from matplotlib.figure import Figure
+from scipy import stats
+
+from entrodrop_tune.analysis.runs import jsonable
+from entrodrop_tune.analysis.style import house_style, legend_above, save_png, series_style
+from entrodrop_tune.analysis.summary import summarize
+
+ROOT = Path(__file__).parents[2]
+PAGE, FOLDER = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
+BASELINES = [
+    "plain", "weight decay", "hidden dropout", "hidden dropout 0.1", "NEFTune", "label smoothing", "random loss",
+    "random input", "random input ramp", "lowest loss", "EAFT", "DFT",
+]  # fmt: skip
+FAMILIES = {"tiny": "small family", "real": "SmolLM2-135M"}
+CURVES = 6  # arms in the figure
+
+
+def runs_table(folder: Path) -> pd.DataFrame:
+    """A row a run: arm, seed, and the measures of the plan."""
+    rows = []
+    for path in sorted(folder.glob("*.json")):
+        one = stored.load(path)
+        summary = summarize(one.run)
+        change = {
+            which: np.mean([one.general[which][name] - nll for name, nll in one.general["base"].items()])
+            for which in ("best", "last")
+        }
+        rows.append(
+            {
+                "arm": one.arm.replace("input   decay", "input + decay"),
+                "seed": one.seed,
+                "best_nll": summary.best_nll,
+                "best_epoch": summary.best_epoch,
+                "degradation": summary.degradation,
+                "effective_epochs": summary.effective_epochs,
+                "forgetting_best": change["best"],
+                "forgetting_last": change["last"],
+                "curve": one.run.validation.set_index("epoch")["nll"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def difference(table: pd.DataFrame, arm: str, baseline: str, measure: str) -> dict:
+    """Arm minus baseline over the seeds both have: mean, 95 % t interval of the paired difference, seeds."""
+    wide = table.pivot(index="seed", columns="arm", values=measure)[[arm, baseline]].dropna()
+    delta = wide[arm] - wide[baseline]
+    result = {"value": delta.mean(), "n": len(delta), "low": None, "high": None, "p": None}
+    if len(delta) > 1 and delta.std() > 0:
+        test = stats.ttest_1samp(delta, 0.0)
+        interval = test.confidence_interval(0.95)
+        result |= {"low": interval.low, "high": interval.high, "p": test.pvalue}
+    return result
+
+
+def verdict(delta: dict, scale: float, lower_is_better: bool = True) -> str:
+    """The rule of the plan."""
+    if delta["low"] is None:
+        return "cannot be told"
+    sign = 1 if lower_is_better else -1
+    low, high = sorted((sign * delta["low"], sign * delta["high"]))
+    if high < 0:
+        return "holds here"
+    if low > 0 or max(-low, high) <= 0.01 * abs(scale):
+        return "does not hold here"
+    return "cannot be told"
+
+
+def analyse(table: pd.DataFrame) -> dict:
+    """Means, differences to plain and to the best tuned baseline, and which that is."""
+    means = table.drop(columns="curve").groupby("arm").mean()
+    baselines = [arm for arm in means.index if arm in BASELINES]
+    best = means.loc[baselines, "best_nll"].idxmin()
+    arms = []
+    for arm in means.sort_values("best_nll").index:
+        arms.append(
+            {
+                "arm": arm,
+                "baseline": arm in BASELINES,
+                "seeds": sorted(table[table["arm"] == arm]["seed"].tolist()),
+                **means.loc[arm].drop("seed").to_dict(),
+                "best_nll_to_plain": difference(table, arm, "plain", "best_nll"),
+                "best_nll_to_best_baseline": difference(table, arm, best, "best_nll"),
+                "degradation_to_best_baseline": difference(table, arm, best, "degradation"),
+                "effective_epochs_to_best_baseline": difference(table, arm, best, "effective_epochs"),
+                "forgetting_to_best_baseline": difference(table, arm, best, "forgetting_best"),
+            }
+        )
+    return {"best_baseline": best, "arms": arms}
+
+
+def _signed(delta: dict) -> str:
+    if delta["low"] is None:
+        return "–" if delta["value"] == 0 else f"{delta['value']:+.3f} (n={delta['n']})"
+    return f"{delta['value']:+.3f} [{delta['low']:+.3f}, {delta['high']:+.3f}]"
+
+
+def arms_table(found: dict) -> str:
+    """The family's table, best arm first; baselines in italics."""
+    lines = [
+        f"| arm | best NLL | to plain | to best baseline ({found['best_baseline']}) | best epoch | final degradation"
+        " | useful epochs | forgetting, best | forgetting, last |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["arms"]:
+        name = f"*{row['arm']}*" if row["baseline"] else row["arm"]
+        lines.append(
+            f"| {name} | {row['best_nll']:.3f} | {_signed(row['best_nll_to_plain'])} |"
+            f" {_signed(row['best_nll_to_best_baseline'])} | {row['best_epoch']:.1f} | {row['degradation']:.3f} |"
+            f" {row['effective_epochs']:.1f} | {row['forgetting_best']:+.3f} | {row['forgetting_last']:+.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def verdict_table(found: dict) -> str:
+    """The plan's verdict on each part of the claim, for every arm that drops or weights by entropy."""
+    reference = next(row for row in found["arms"] if row["arm"] == found["best_baseline"])
+    lines = [
+        "| arm | lower best NLL | less final degradation | longer useful training | less forgetting |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["arms"]:
+        if row["baseline"]:
+            continue
+        cells = [
+            verdict(row["best_nll_to_best_baseline"], reference["best_nll"]),
+            verdict(row["degradation_to_best_baseline"], reference["degradation"]),
+            verdict(row["effective_epochs_to_best_baseline"], reference["effective_epochs"], lower_is_better=False),
+            verdict(row["forgetting_to_best_baseline"], reference["forgetting_best"]),
+        ]
+        lines.append(f"| {row['arm']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(table: pd.DataFrame, found: dict, title: str) -> Figure:
+    """Validation NLL over the epochs: mean over seeds of the best arms, and plain."""
+    with house_style():
+        figure = Figure(figsize=(7.2, 4.0), layout="constrained")
+        axes = figure.add_subplot()
+        names = list(dict.fromkeys(["plain", found["best_baseline"], *(row["arm"] for row in found["arms"])]))[:CURVES]
+        for index, arm in enumerate(names):
+            curve = pd.concat(table[table["arm"] == arm]["curve"].tolist(), axis=1).mean(axis=1)
+            axes.plot(curve.index[1:], curve.to_numpy()[1:], label=arm, **series_style(index))
+        axes.set(xlabel="epoch", ylabel="validation NLL (nats a token)", title=title)
+        legend_above(axes)
+        axes.set_title(title, pad=46)
+        return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    page, everything, figures = PAGE.read_text(), {}, {}
+    for family, title in FAMILIES.items():
+        table = runs_table(Path(__file__).parent / "results" / family)
+        if table.empty:
+            continue
+        found = everything[family] = analyse(table)
+        figures[family] = draw(table, found, f"{title}: mean over seeds")
+        for name, text in (("arms", arms_table(found)), ("verdicts", verdict_table(found))):
+            pattern = rf"(<!-- table: {family} {name} -->\n).*?(\n<!-- end -->)"
+            page, count = re.subn(pattern, lambda m, text=text: m[1] + text + m[2], page, flags=re.DOTALL)
+            if count != 1:
+                sys.exit(f"{PAGE.name} needs one place for the table {family} {name}, it has {count}")
+    rendered = json.dumps(jsonable(everything), indent=1) + "\n"
+    if args.check:
+        same = page == PAGE.read_text() and rendered == (FOLDER / "tables.json").read_text()
+        sys.exit(0 if same else f"{PAGE.name} is not what the runs say: make study-table")
+    FOLDER.mkdir(exist_ok=True)
+    PAGE.write_text(page)
+    (FOLDER / "tables.json").write_text(rendered)
+    for family, figure in figures.items():
+        save_png(figure, FOLDER / f"{family}.png")
+
+
+if __name__ == "__main__":
+    main()
