@@ -22,12 +22,10 @@ def main() -> None:
     parser.add_argument("plan", type=Path, help="the plan to write")
     args = parser.parse_args()
     tuning = yaml.safe_load((Path(__file__).parent / "tiny_tuning.yaml").read_text())
-    best = {run.arm: summarize(run.run).best_nll for run in map(stored.load, args.results.glob("*.json"))}
-    names = {name.replace("+", "_").replace("  ", " "): name for name in tuning["arms"]}
-    missing = sorted(set(tuning["arms"]) - {names.get(arm, arm) for arm in best})
+    value = {run.arm: summarize(run.run).best_nll for run in map(stored.load, args.results.glob("*.json"))}
+    missing = sorted(set(tuning["arms"]) - set(value))
     if missing:
         raise SystemExit(f"not collected yet: {', '.join(missing)}")
-    value = {names.get(arm, arm): nll for arm, nll in best.items()}
     arms = {}
     for name in dict.fromkeys(arm[:-2] for arm in tuning["arms"]):
         setting = min("ab", key=lambda letter: value[f"{name} {letter}"])

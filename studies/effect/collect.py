@@ -1,6 +1,6 @@
 """Gather finished runs into one JSON file each, with what their checkpoints still know of general text.
 
-    python studies/effect/collect.py runs/effect/tiny studies/effect/results/tiny [--delete-checkpoints]
+    python studies/effect/collect.py runs/effect/tiny studies/effect/results/tiny
 
 Runs that have a file already are left alone. General text: held-out code, medical abstracts and Wikipedia pages.
 """
@@ -49,6 +49,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sweep", type=Path, help="the folder of an `entrodrop sweep`")
     parser.add_argument("results", type=Path, help="where the JSON files go")
+    parser.add_argument("--journals-only", action="store_true", help="leave out the general text (tuning runs)")
     parser.add_argument("--delete-checkpoints", action="store_true", help="free the disk of what was collected")
     args = parser.parse_args()
     base: dict[str, dict[str, float]] = {}
@@ -57,10 +58,12 @@ def main() -> None:
         run = load_run(log)
         if target.exists() or run.exit not in ("finished", "stopped_early"):
             continue
-        model = run.config["model"]["path"]
-        if model not in base:
-            base[model] = general_nll(Path(model))
-        general = {"base": base[model], **{which: general_nll(log / which) for which in ("best", "last")}}
+        general: dict[str, dict[str, float]] = {}
+        if not args.journals_only:
+            model = run.config["model"]["path"]
+            if model not in base:
+                base[model] = general_nll(Path(model))
+            general = {"base": base[model], **{which: general_nll(log / which) for which in ("best", "last")}}
         arm, _, _ = log.name.rpartition("-seed")
         stored.save(target, arm.replace("_", " "), run, general)
         if args.delete_checkpoints:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 PAGE, FOLDER = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
 BASELINES = [
     "plain", "weight decay", "hidden dropout", "hidden dropout 0.1", "NEFTune", "label smoothing", "random loss",
-    "random input", "random input ramp", "lowest loss", "EAFT", "DFT",
+    "random input", "random input ramp", "random input + decay", "NEFTune + decay", "lowest loss", "EAFT", "DFT",
 ]  # fmt: skip
 FAMILIES = {"tiny": "small family", "real": "SmolLM2-135M"}
 CURVES = 6  # arms in the figure
@@ -44,7 +44,7 @@ def runs_table(folder: Path) -> pd.DataFrame:
         }
         rows.append(
             {
-                "arm": one.arm.replace("input   decay", "input + decay"),
+                "arm": one.arm,
                 "seed": one.seed,
                 "best_nll": summary.best_nll,
                 "best_epoch": summary.best_epoch,
