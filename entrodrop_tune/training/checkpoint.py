@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from entrodrop_tune.errors import UserError
@@ -49,27 +50,40 @@ class CheckpointStore:
         if final.exists():
             return final
         aside = self.folder / f".step_{step}.tmp"
+        with self.disk_trouble_explained(step):
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+                write(aside)
+                for folder in (aside / RESUME, aside):
+                    if folder.is_dir():
+                        _write_manifest(folder)
+                _sync_tree(aside)
+                aside.rename(final)
+                _sync_folder(self.folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+        return final
+
+    def shards(self, step: int) -> Path:
+        """Where all processes write their parts of a checkpoint before :meth:`save` takes them over."""
+        return self.folder / f".step_{step}.shards"
+
+    @contextmanager
+    def disk_trouble_explained(self, step: int) -> Iterator[None]:
+        """Turn what the disk did to checkpoint ``step`` into a :class:`CheckpointError`; parts of it are removed."""
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            write(aside)
-            for folder in (aside / RESUME, aside):
-                if folder.is_dir():
-                    _write_manifest(folder)
-            _sync_tree(aside)
-            aside.rename(final)
-            _sync_folder(self.folder)
+            yield
         except Exception as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(self.shards(step), ignore_errors=True)
             trouble = _disk_trouble(error)
             if trouble is None:
                 raise
             raise CheckpointError(
-                f"checkpoint {final} was not saved: {trouble}. Earlier checkpoints are intact"
+                f"checkpoint {self.path(step)} was not saved: {trouble}. Earlier checkpoints are intact"
                 f" (newest: {self.path(self.steps()[-1]) if self.steps() else 'none'})."
                 " Free disk space or choose another output_dir, then run again with resume=true."
             ) from error
-        return final
 
     def point(self, name: str, step: int) -> None:
         """Move the link ``name`` (``best`` or ``last``) to ``step`` in one atomic rename."""
@@ -110,10 +124,12 @@ class CheckpointStore:
         return None
 
     def forget_after(self, step: int) -> None:
-        """Delete checkpoints newer than ``step`` (damaged ones, which the resumed run will write again)."""
+        """Delete checkpoints newer than ``step`` (damaged or unfinished ones, which the resumed run writes again)."""
         for newer in self.steps():
             if newer > step:
                 shutil.rmtree(self.path(newer))
+        for unfinished in self.folder.glob(".step_*"):
+            shutil.rmtree(unfinished)
 
 
 def _disk_trouble(error: BaseException | None) -> BaseException | None:

@@ -98,7 +98,7 @@ class Engine:
     def go_on_from(self, step: int | None) -> None:
         """Restore checkpoint ``step`` (None: nothing was saved yet) and forget what was written after it."""
         if step is not None:
-            self.run.state.restore(self.store.path(step))
+            self.run.state.restore(self.store.path(step), self.world)
             self.progress = self.run.state.progress
         if self.world.is_main:
             written_before = -1 if step is None else step
@@ -210,7 +210,8 @@ class Engine:
 
     def _save(self) -> None:
         progress, config = self.progress, self.config
-        snapshot = self.run.state.gather(self.world)
+        with self.store.disk_trouble_explained(progress.step):
+            snapshot = self.run.state.gather(self.world, self.store.shards(progress.step))
         if self.world.is_main:
             self.store.save(progress.step, partial(snapshot.write, config=config))
             self.store.point("last", progress.step)

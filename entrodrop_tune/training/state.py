@@ -23,7 +23,10 @@ from entrodrop_tune.training.checkpoint import RESUME
 from entrodrop_tune.training.config import RunConfig
 from entrodrop_tune.training.distributed import World
 from entrodrop_tune.training.dropper import TokenDropper
+from entrodrop_tune.training.sharded import load_shards, save_shards
 from entrodrop_tune.training.validation import Validator
+
+SHARDS = "optimizer"  # folder below resume/
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 _FULL_TRAINED = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
@@ -67,14 +70,29 @@ class RunState:
         self.validator = validator
         self.progress = Progress()
 
-    def gather(self, world: World) -> "Snapshot":
-        """Collect the whole state on rank 0 (collective: every rank must call)."""
+    def gather(self, world: World, shards: Path) -> "Snapshot":
+        """Collect the state on rank 0 (collective: every rank must call).
+
+        Sharded full fine-tuning leaves the optimizer's tensors, two thirds of it all, out: every process writes its
+        own to the folder ``shards``, which the snapshot takes over.
+
+        Raises:
+            OSError: ``shards`` could not be written.
+        """
         merged = self.config.adapter is not None and self.config.checkpoint.save_merged
         options = _FULL if self.config.adapter is None or merged else _FULL_TRAINED
+        # The model first: it also puts the root's parameters, whole since the last forward pass, back into shards.
+        model = get_model_state_dict(self.decoder, options=options)
+        optimizer = None
+        if world.size > 1 and self.config.adapter is None:
+            optimizer = save_shards(shards, self.decoder, self.optimizer, world)
+        whole = optimizer is None
+        if whole:
+            optimizer = get_optimizer_state_dict(self.decoder, self.optimizer, options=_FULL)
         return Snapshot(
-            model=get_model_state_dict(self.decoder, options=options),
+            model=model,
             optimizer={
-                "optimizer": get_optimizer_state_dict(self.decoder, self.optimizer, options=_FULL),
+                "optimizer": optimizer,
                 "lr_scheduler": self.lr_scheduler.state_dict(),
             },
             tensors={
@@ -82,9 +100,10 @@ class RunState:
                 **_prefixed("validator", self.validator.state_dict()),
             },
             values={"progress": asdict(self.progress)},
+            shards=None if whole else shards,
         )
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path, world: World) -> None:
         """Load ``folder/resume`` into the parts; full fine-tuning has already loaded its weights from ``folder``."""
         resume = folder / RESUME
         values = json.loads((resume / "state.json").read_text())
@@ -94,8 +113,11 @@ class RunState:
             trained: dict[str, Any] = load_file(resume / "trained.safetensors")
             set_model_state_dict(self.decoder, trained, options=options)
         saved = _read_optimizer(resume / "optimizer.pt")
-        options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(self.decoder, self.optimizer, saved["optimizer"], options=options)
+        if (resume / SHARDS).is_dir():
+            load_shards(resume / SHARDS, self.decoder, self.optimizer, saved["optimizer"], world)
+        else:
+            options = StateDictOptions(full_state_dict=True)
+            set_optimizer_state_dict(self.decoder, self.optimizer, saved["optimizer"], options=options)
         self.lr_scheduler.load_state_dict(saved["lr_scheduler"])
         self.dropper.load_state_dict(_unprefixed("dropper", tensors))
         self.validator.load_state_dict(_unprefixed("validator", tensors))
@@ -104,12 +126,13 @@ class RunState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run's state on the CPU of rank 0, ready to be written."""
+    """A run's state on the CPU of rank 0 (and in ``shards``, when given), ready to be written."""
 
     model: dict[str, Any]
     optimizer: dict[str, Any]
     tensors: dict[str, Tensor]
     values: dict[str, Any]
+    shards: Path | None
 
     def write(self, folder: Path, config: RunConfig) -> None:
         """Fill ``folder``: the model (or adapter) for everyone, ``resume/`` for this engine."""
@@ -125,6 +148,8 @@ class Snapshot:
                 save_merged(self.model, config.adapter, config.model.path, folder / "merged")
         with (resume / "optimizer.pt").open("wb") as file:  # a path would hide what the system says of a full disk
             torch.save(self.optimizer, file)
+        if self.shards is not None:
+            self.shards.rename(resume / SHARDS)
         save_file(self.tensors, resume / "state.safetensors")
         (resume / "state.json").write_text(json.dumps(self.values, indent=1) + "\n")
 

@@ -5,9 +5,13 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
+from multiprocessing.process import BaseProcess
 
 import pytest
 
@@ -15,7 +19,7 @@ from entrodrop_tune.errors import UserError
 from entrodrop_tune.training.checkpoint import CheckpointError, CheckpointStore
 from entrodrop_tune.training.launch import EXIT_INTERRUPTED, load_config, run_training
 from tests.processes import PROCESSES
-from tests.training.runs import ADAPTER, TINY, command, environment, journal, lines, overrides, tune, weights
+from tests.training.runs import ADAPTER, TINY, command, environment, journal, lines, overrides, weights
 
 SETTINGS = ["epochs=3", "checkpoint.every_n_steps=4", "entrodrop.drop_rate=0.7", "optimizer.lr=0.01"]
 CASES = {
@@ -183,15 +187,101 @@ def test_a_finished_run_is_left_alone(settings, tmp_path, capsys):
     assert before == {path: os.stat(path).st_mtime_ns for path in (tmp_path / "run").rglob("*.safetensors")}
 
 
+# Two processes, and one with twice the accumulation: the same global batches. See test_distributed.py for eps.
+CALM = ["optimizer.lr=0.001", "optimizer.eps=0.001", "entrodrop.drop_rate=0.7", "checkpoint.every_n_steps=2"]
+ALONE = ["gradient_accumulation_steps=2", "resume=true"]
+
+
+def one_of_a_pair(rank: int, port: int, arguments: list[str], failures, file_limit: int | None) -> None:
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    if rank == 1 and file_limit is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    try:
+        sys.exit(run_training("full_finetune", load_config(TINY, arguments)))
+    except CheckpointError as error:
+        failures.put((rank, str(error)))
+
+
+def start_pair(arguments: list[str], failures=None, file_limit: int | None = None) -> list[BaseProcess]:
+    """A run on two processes, without the launcher (and without its imports, which the server has done)."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    fixed = (port, arguments, failures, file_limit)
+    pair = [PROCESSES.Process(target=one_of_a_pair, args=(rank, *fixed)) for rank in range(2)]
+    for process in pair:
+        process.start()
+    return pair
+
+
+def run_pair(arguments: list[str]) -> None:
+    pair = start_pair(arguments)
+    for process in pair:
+        process.join()
+    assert [process.exitcode for process in pair] == [0, 0]
+
+
+@pytest.fixture
+def killed_pair(settings, tmp_path):
+    """The folder of a run on two processes, SIGKILLed once it had saved a few checkpoints."""
+    run = tmp_path / "killed"
+    pair = start_pair(settings("killed", *CALM, "epochs=20"))
+    while steps_done(run) < 7 and pair[0].is_alive():
+        time.sleep(0.001)
+    for process in pair:
+        process.kill()
+        process.join()
+    return run
+
+
+def same_masks_and_losses(run, reference) -> None:
+    rows, expected = (lines(folder / "metrics.jsonl") for folder in (run, reference))
+    assert [row["kept_fraction"] for row in rows] == [row["kept_fraction"] for row in expected]
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in expected], rel=1e-4)
+
+
 @pytest.mark.slow
-def test_resume_onto_another_number_of_processes(settings, tmp_path):
-    """Two processes, then one with twice the accumulation: the same masks and, to rounding, the same losses."""
-    calm = ["optimizer.lr=0.001", "optimizer.eps=0.001"]  # see test_distributed.py
-    done = tune("full_finetune", *settings("run", *calm, "max_steps=5"), processes=2)
-    assert done.returncode == 0, done.stderr
-    one = [*calm, "gradient_accumulation_steps=2", "resume=true"]
-    assert run_training("full_finetune", load_config(TINY, settings("run", *one))) == 0
-    assert run_training("full_finetune", load_config(TINY, settings("alone", *one))) == 0
-    resumed, alone = (lines(tmp_path / name / "metrics.jsonl") for name in ("run", "alone"))
-    assert [row["kept_fraction"] for row in resumed] == [row["kept_fraction"] for row in alone]
-    assert [row["loss"] for row in resumed] == pytest.approx([row["loss"] for row in alone], rel=1e-4)
+def test_a_killed_pair_goes_on_as_a_pair_or_alone(killed_pair, settings, tmp_path):
+    """Each process keeps its own part of the optimizer; DCP joins the parts for one process, and cuts for two."""
+    more = [*CALM, "epochs=20", "max_steps=14"]
+    shards = sorted(path.name for path in (killed_pair / "last" / "resume" / "optimizer").iterdir())
+    assert [name[:11] for name in shards[:: len(shards) // 2]] == ["shard-00001", "shard-00002"]
+    shutil.copytree(killed_pair, tmp_path / "alone", symlinks=True)
+    run_pair(settings("killed", *more, "resume=true"))
+    run_pair(settings("pair", *more))
+    assert journal(killed_pair) == journal(tmp_path / "pair")
+    assert weights(killed_pair / "last") == weights(tmp_path / "pair" / "last")
+    assert run_training("full_finetune", load_config(TINY, settings("alone", *more, *ALONE))) == 0
+    same_masks_and_losses(tmp_path / "alone", tmp_path / "pair")
+    assert not list((tmp_path / "alone" / "checkpoints").glob(".*"))
+
+
+@pytest.mark.slow
+def test_a_damaged_part_falls_back_to_the_checkpoint_before(killed_pair, settings, capsys):
+    part = max((killed_pair / "last" / "resume" / "optimizer").iterdir())
+    part.write_bytes(part.read_bytes()[:-1] + b"\xff")
+    damaged = (killed_pair / "last").readlink().name
+    more = [*CALM, "epochs=20", "max_steps=14", *ALONE]
+    assert run_training("full_finetune", load_config(TINY, settings("killed", *more))) == 0
+    message = capsys.readouterr().err
+    assert re.search(rf"{damaged} is damaged \(optimizer/shard-\S+ does not match its hash\)", message)
+    assert lines(killed_pair / "metrics.jsonl")[-1]["step"] == 14
+
+
+@pytest.mark.slow
+def test_a_part_that_cannot_be_written_stops_both_and_publishes_nothing(settings, tmp_path):
+    failures = PROCESSES.SimpleQueue()
+    for process in start_pair(settings("run", *CALM), failures, file_limit=20_000):
+        process.join()
+    told = dict(failures.get() for _ in range(2))
+    assert all(re.search(r"step_2 was not saved: .*File too large.*newest: none", told[rank]) for rank in (0, 1)), told
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_one_process_then_two(settings, tmp_path):
+    assert run_training("full_finetune", load_config(TINY, settings("run", *CALM, *ALONE, "max_steps=5"))) == 0
+    run_pair(settings("run", *CALM, "max_steps=9", "resume=true"))
+    assert run_training("full_finetune", load_config(TINY, settings("alone", *CALM, *ALONE, "max_steps=9"))) == 0
+    same_masks_and_losses(tmp_path / "run", tmp_path / "alone")
