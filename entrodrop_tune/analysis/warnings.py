@@ -169,7 +169,7 @@ def quantile_missed(run: Run, summary: RunSummary) -> Finding | None:
     if (
         curriculum is None
         or curriculum.unit != "quantile"
-        or section.get("select", "entropy") not in ("entropy", "loss")
+        or section.get("select", "entropy") not in ("entropy", "fitted", "loss")
     ):
         return None
     if section.get("site", "loss") != "loss":
