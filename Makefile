@@ -8,7 +8,7 @@ PIP_ARGS ?=
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help setup demo eval-demo test test-fast lint docs gpu-check clean
+.PHONY: help setup demo eval-demo test test-fast lint docs study-table gpu-check clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,6 +44,9 @@ test-fast: setup  ## unit tests only
 
 docs: setup  ## the documentation site, into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+study-table: setup  ## rebuild the tables and figures of docs/results.md from the study's runs
+	$(BIN)/python studies/effect/table.py
 
 gpu-check: setup  ## what only a GPU can show: parity, QLoRA, FSDP2, resume, speed; writes gpu-check.json
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python benchmarks/gpu_check.py --json gpu-check.json
