@@ -210,6 +210,8 @@ def curriculum_cut_short(run: Run, summary: RunSummary) -> Finding | None:
     total = run.info.get("total_steps")
     if not total or run.exit == "running" or summary.steps >= total:
         return None
+    if (run.config.get("entrodrop") or {}).get("full_at_gap") is not None:
+        return None  # the gap decides there, not the clock
     rate = run.metrics["drop_rate"].dropna()
     if rate.nunique() < 2:
         return None

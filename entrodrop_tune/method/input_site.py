@@ -48,6 +48,7 @@ class EntropyCache:
         self._values = torch.empty(0, dtype=torch.float16)
         self._used = 0
         self._directory: tempfile.TemporaryDirectory[str] | None = None
+        self._sorted: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._places)
@@ -66,6 +67,7 @@ class EntropyCache:
         Raises:
             ValueError: the sample was stored with another length, so the id does not name one content.
         """
+        self._sorted = None
         entropies = entropies.detach().flatten()
         start, length = self._places.get(int(sample_id), (self._used, entropies.numel()))
         if length != entropies.numel():
@@ -83,19 +85,21 @@ class EntropyCache:
 
     def quantile(self, q: float) -> float | None:
         """The remembered value with a fraction ``q`` of all others below it (q = 1: inf); None when there is none."""
-        values = self._finite()
+        values = self._in_order()
         if values.numel() == 0:
             return None
-        return math.inf if q == 1.0 else float(values.kthvalue(1 + math.floor(q * values.numel())).values)
+        return math.inf if q == 1.0 else float(values[math.floor(q * values.numel())])
 
     def rank(self, value: float) -> float | None:
         """The fraction of remembered values below ``value``; None when there is none."""
-        values = self._finite()
-        return float((values < value).double().mean()) if values.numel() else None
+        values = self._in_order()
+        return float(torch.searchsorted(values, value)) / values.numel() if values.numel() else None
 
-    def _finite(self) -> Tensor:
-        values = self._values[: self._used]
-        return values[values.isfinite()].float()
+    def _in_order(self) -> Tensor:
+        if self._sorted is None:  # asked for every step, changed once an epoch
+            values = self._values[: self._used]
+            self._sorted = values[values.isfinite()].float().sort().values
+        return self._sorted
 
     def state_dict(self) -> dict[str, Tensor]:
         """Plain tensors (fit for safetensors): ids, lengths, values in that order, and their digest."""

@@ -70,3 +70,19 @@ def test_a_damaged_state_is_refused():
     with pytest.raises(ValueError, match="damaged"):
         EntropyCache().load_state_dict(state)
     EntropyCache().load_state_dict(EntropyCache().state_dict())
+
+
+def test_quantile_and_rank_are_exact_and_follow_what_is_put():
+    cache = EntropyCache()
+    assert cache.quantile(0.5) is None and cache.rank(1.0) is None
+    for sample in range(5):
+        values = torch.rand(37, generator=torch.Generator().manual_seed(sample)) * 3
+        values[::4] = torch.nan
+        cache.put(sample, values)
+        known = torch.cat([cache.get(i) for i in range(sample + 1)])
+        known = known[known.isfinite()]
+        for q in (0.0, 0.3, 0.5, 0.99):
+            below = float((known < cache.quantile(q)).float().mean())
+            assert q - 1 / known.numel() <= below <= q
+        assert cache.quantile(1.0) == math.inf
+        assert cache.rank(1.25) == pytest.approx(float((known < 1.25).float().mean()))
