@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,7 +31,7 @@ RECIPES = {
     "full": ("full_finetune", ["entrodrop.site=both", "model.hidden_dropout=0.1"]),
     "lora": ("lora_finetune", [*ADAPTER, "adapter.dropout=0.2", "entrodrop.site=loss", "dtype=bf16-mixed"]),
 }
-TASKS = "entrodrop_piqa,entrodrop_gsm8k_nll,entrodrop_mmlu"
+TASKS = "entrodrop_piqa,entrodrop_gsm8k_nll,entrodrop_mmlu,entrodrop_hellaswag,entrodrop_gsm8k_chat"
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Kill:
         what: ``full``, ``lora`` or ``evaluation``.
         moment: ``writing`` a checkpoint, or ``any``.
         done: steps in the journal (evaluation: tasks in the cache) when it came.
-        lost: of those, how many were done again.
+        lost: steps that are done again (evaluation: tasks; a task in the cache is not).
     """
 
     what: str
@@ -67,7 +68,7 @@ def evaluate(model: Path, output: Path, cache: Path, ready: Any) -> None:
 
     ready.set()
     settings = Settings(dtype="fp32", device="cpu", batch_size="2")
-    results = evaluate(resolve_model(model), TASKS, suite_tasks(TASKS, 8), settings, TaskCache(cache))
+    results = evaluate(resolve_model(model), TASKS, suite_tasks(TASKS, 4), settings, TaskCache(cache))
     assert results is not None
     save_results(results, output)
 
@@ -84,8 +85,8 @@ def to_the_end(target: Callable, *arguments: Any) -> float:
     return time.perf_counter() - started
 
 
-def killed(target: Callable, *arguments: Any, delay: float, when: Callable[[], bool] = lambda: True) -> None:
-    """Run ``target`` in a process and SIGKILL it ``delay`` seconds after ``when`` first holds."""
+def killed(target: Callable, *arguments: Any, delay: float, when: Callable[[], bool] = lambda: True) -> bool:
+    """Run ``target`` in a process and SIGKILL it ``delay`` seconds after ``when`` first holds; False if it was done."""
     ready = PROCESSES.Event()
     process = PROCESSES.Process(target=target, args=(*arguments, ready))
     process.start()
@@ -95,6 +96,7 @@ def killed(target: Callable, *arguments: Any, delay: float, when: Callable[[], b
     time.sleep(delay)
     process.kill()
     process.join()
+    return process.exitcode == -signal.SIGKILL
 
 
 def newest_step(run: Path) -> int:
@@ -115,39 +117,42 @@ def writing(run: Path, after: int) -> Callable[[], bool]:
 
 
 def kill_training(case: str, root: Path, model: Path, data: Path, kills: int, seed: int) -> list[Kill]:
-    """One run killed ``kills`` times, every other time while a checkpoint is being written, then resumed to its end.
+    """A run killed again and again, every other time while it writes a checkpoint; once it ends, another is begun.
 
-    ``root/reference`` is the run that nothing happened to, ``root/killed`` the other.
+    ``root/reference`` is the run that nothing happened to; ``root/killed-N`` the others, each resumed to its end.
     """
     recipe, more = RECIPES[case]
 
-    def settings(name: str) -> list[str]:
-        return overrides(model, data, root / name, *SETTINGS, *more)
+    def settings(run: Path) -> list[str]:
+        return overrides(model, data, run, *SETTINGS, *more)
 
-    seconds = to_the_end(train, recipe, settings("reference"))
-    run, draw, found = root / "killed", random.Random(seed), []
-    for number in range(kills):
-        before = newest_step(run)
-        if number % 2:
-            # A whole checkpoint takes about 20 ms here, so that some of these fall just after the rename.
-            killed(train, recipe, settings("killed"), delay=draw.random() * 0.02, when=writing(run, before))
+    seconds = to_the_end(train, recipe, settings(root / "reference"))
+    run, draw, found = root / "killed-0", random.Random(seed), []
+    while len(found) < kills:
+        save = len(found) % 2 == 1
+        # A checkpoint takes about 20 ms here, so that some of these fall just after its rename.
+        delay = draw.random() * (0.02 if save else 0.35 * seconds)
+        when = writing(run, newest_step(run)) if save else lambda: True
+        if killed(train, recipe, settings(run), delay=delay, when=when):
+            done = journal_steps(run)
+            found.append(Kill(case, "writing" if save else "any", done, done - newest_step(run)))
         else:
-            killed(train, recipe, settings("killed"), delay=draw.random() * seconds / kills * 2)
-        done = journal_steps(run)
-        found.append(Kill(case, "writing" if number % 2 else "any", done, done - newest_step(run)))
-    to_the_end(train, recipe, settings("killed"))
+            run = root / f"killed-{len(found)}"
+    to_the_end(train, recipe, settings(run))
     return found
 
 
 def kill_evaluation(root: Path, model: Path, kills: int, seed: int) -> list[Kill]:
-    """One evaluation killed ``kills`` times, then run to its end; ``root/reference`` is the one left alone."""
+    """The same for an evaluation, which goes on from its cache."""
     seconds = to_the_end(evaluate, model, root / "reference", root / "reference-cache")
-    draw, found, cache = random.Random(seed), [], root / "cache"
-    for _ in range(kills):
-        killed(evaluate, model, root / "killed", cache, delay=draw.random() * seconds)
-        done = len(list(cache.glob("*/*.json")))
-        found.append(Kill("evaluation", "any", done, 0))
-    to_the_end(evaluate, model, root / "killed", cache)
+    name, draw, found = "killed-0", random.Random(seed), []
+    while len(found) < kills:
+        cache = root / f"cache-{name}"
+        if killed(evaluate, model, root / name, cache, delay=draw.random() * 0.7 * seconds):
+            found.append(Kill("evaluation", "any", len(list(cache.glob("*/*.json"))), 0))
+        else:
+            name = f"killed-{len(found)}"
+    to_the_end(evaluate, model, root / name, root / f"cache-{name}")
     return found
 
 

@@ -15,9 +15,11 @@ def kill_everything(root: Path, seed: int) -> list[Kill]:
     kills = []
     for case, count in (("full", 8), ("lora", 6)):
         kills += kill_training(case, root / case, model, data, count, seed)
-        same_run(root / case / "killed", root / case / "reference")
+        for killed in root.glob(f"{case}/killed-*"):
+            same_run(killed, root / case / "reference")
     kills += kill_evaluation(root / "evaluation", model, 6, seed)
-    same_evaluation(root / "evaluation" / "killed", root / "evaluation" / "reference")
+    for killed in root.glob("evaluation/killed-*"):
+        same_evaluation(killed, root / "evaluation" / "reference")
     return kills
 
 
