@@ -43,7 +43,7 @@ test-fast: setup  ## unit tests only
 	$(BIN)/python -m pytest -n 2 -q -m "not slow"
 
 docs: setup  ## the documentation site, into site/; a broken link is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -W ignore -m mkdocs build --strict  # with --quiet, --strict sees nothing
 
 study-table: setup  ## rebuild the tables and figures of docs/results.md from the study's runs
 	$(BIN)/python studies/effect/table.py
