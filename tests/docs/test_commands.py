@@ -20,42 +20,31 @@ SHELL_BLOCKS = [block for page in PAGES for block in blocks(page) if block.langu
 RUN = sorted({block.page for block in SHELL_BLOCKS if block.not_run is None})
 
 
-@pytest.fixture(scope="module")
-def shell(tmp_path_factory):
-    shell = Shell(tmp_path_factory.mktemp("home"))
-    yield shell
-    shell.close()
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def after_tutorial(shell, world, tmp_path_factory):
-    folder = shutil.copytree(world, tmp_path_factory.mktemp("tutorial") / "here", symlinks=True)
-    run_page(TUTORIAL, shell, folder)
-    return folder
+@pytest.mark.slow
+def test_commands_run(tmp_path):
+    """One test for all pages, so that parallel workers do not each import torch and follow the tutorial."""
+    shell, world = Shell(tmp_path / "home"), make_world(tmp_path / "world")
+    failures, tutorial = [], tmp_path / "tutorial"
+    try:
+        for page in sorted(RUN, key=lambda page: page != TUTORIAL):
+            folder = tutorial if page == TUTORIAL else tmp_path / page.replace("/", "-")
+            shutil.copytree(tutorial if page in AFTER_TUTORIAL else world, folder, symlinks=True)
+            failures += run_page(page, shell, folder)
+    finally:
+        shell.close()
+    assert not failures, "\n\n".join(failures)
+    assert (tutorial / "runs" / "report" / "report.html").is_file()
 
 
 def run_page(page, shell, folder):
+    """Run a page's blocks in order; returns what failed, by line."""
     for block in blocks(page):
         if block.language in SHELL and block.not_run is None:
             try:
                 shell.run(block.text, folder)
             except AssertionError as error:
-                raise AssertionError(f"{block.place}: {error}") from None
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("page", RUN)
-def test_commands_run(page, shell, world, after_tutorial, tmp_path):
-    if page == TUTORIAL:
-        assert (after_tutorial / "runs" / "report" / "report.html").is_file()
-        return
-    start = after_tutorial if page in AFTER_TUTORIAL else world
-    run_page(page, shell, shutil.copytree(start, tmp_path / "here", symlinks=True))
+                return [f"{block.place}: {error}"]
+    return []
 
 
 @pytest.mark.parametrize(
