@@ -71,12 +71,20 @@ def launch(recipe: str, check: Callable[[RunConfig], None]) -> int:
         return _report(error, EXIT_USER_ERROR)
     except (TrainingFailure, CheckpointError) as error:
         return _report(error, EXIT_FAILED)
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         hint = (
             "halve batch_size and double gradient_accumulation_steps, set enable_activation_checkpointing=true,"
             " or lower data.max_length"
         )
-        return _report(f"out of memory ({str(error).splitlines()[0]}): {hint}.", EXIT_FAILED)
+        reason = (str(error) or "the system gave no more").splitlines()[0]
+        return _report(f"out of memory ({reason}): {hint}.", EXIT_FAILED)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Accelerators have a type of their own for it, torch's CPU allocator raises a plain RuntimeError."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def run_training(recipe: str, config: RunConfig) -> int:
@@ -141,7 +149,7 @@ def _resume_step(
                 " or choose another output_dir."
             )
         _refuse_other_settings(config, record, here)
-        asked_for_more = record.content["config"]["max_steps"] != config.max_steps
+        asked_for_more = record.content["config"].get("max_steps") != config.max_steps
         if record.content.get("exit") in (FINISHED, STOPPED_EARLY) and not asked_for_more:
             return "done"
         return store.newest_good(warn=lambda message: print(f"warning: {message}", file=sys.stderr))

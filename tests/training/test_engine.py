@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from entrodrop_tune.data import collate, load_data
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.models import ModelConfig, load_model, load_tokenizer
+from entrodrop_tune.training import launch
 from entrodrop_tune.training.engine import TrainingFailure
 from entrodrop_tune.training.launch import load_config, run_training
 from entrodrop_tune.training.loss_model import LossModel
@@ -308,6 +310,15 @@ def test_mistakes_are_named_before_training(train, override, message, tmp_path):
     with pytest.raises(UserError, match=message):
         train(*override.split())
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_memory_that_is_not_there_is_explained(lively_model, tiny_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(launch, "run_training", lambda *_: torch.empty(2**50))
+    settings = overrides(lively_model, tiny_data, tmp_path)
+    monkeypatch.setattr("sys.argv", ["full_finetune", "--config", str(TINY), *settings])
+    assert launch.launch("full_finetune", check=lambda config: None) == launch.EXIT_FAILED
+    message = capsys.readouterr().err
+    assert re.search(r"^error: out of memory \(.*batch_size.*activation_checkpointing.*max_length", message)
 
 
 @pytest.mark.slow
