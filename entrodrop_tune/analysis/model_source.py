@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from entrodrop_tune.errors import UserError
@@ -47,15 +48,15 @@ def load_subject(path: Path | str, *, device: str = "auto", dtype: str = "fp32")
 
 
 def _read_adapter(folder: Path) -> AdapterConfig:
-    peft = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     try:
+        peft = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         return AdapterConfig(
             type="dora" if peft.get("use_dora") else "lora",
             rank=peft["r"],
             alpha=peft["lora_alpha"],
             target_modules=tuple(sorted(peft["target_modules"])),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{folder / 'adapter_config.json'} is no adapter this project can read: {reason}") from None
 
@@ -64,8 +65,12 @@ def _load_adapter(decoder: Decoder, folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     if not file.exists():
         raise UserError(f"{folder} has adapter_config.json but no adapter_model.safetensors.")
+    try:
+        tensors = load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} cannot be read ({error}): is the adapter damaged?") from None
     names = {peft_name(name): name for name in decoder.state_dict() if is_adapter(name)}
-    weights = {names.get(key, key): tensor for key, tensor in load_file(file).items()}
+    weights = {names.get(key, key): tensor for key, tensor in tensors.items()}
     missing = set(names.values()) ^ set(weights)
     if missing:
         raise UserError(f"{file} does not fit its base model: {min(missing)} is on one side only.")

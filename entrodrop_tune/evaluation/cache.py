@@ -4,9 +4,12 @@ A file's name is a hash of everything a score depends on: model content, task an
 size, chat template, data, and the versions of lm-eval and transformers. A file that cannot be read is recomputed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import sqlite3
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +58,28 @@ class TaskCache:
         write_atomically(path, CachedTask(key=key, summary=summary, items=items).model_dump_json())
 
     def requests_path(self, key: dict[str, Any]) -> Path:
-        """Where lm-eval keeps the answers to single requests while the task runs (it adds ``_rank0.db``)."""
-        path = self.path(key)
+        """Where lm-eval keeps the answers to single requests while the task runs (it adds ``_rank0.db``).
+
+        A database there that cannot be read is deleted, with a warning.
+        """
+        path = self.path(key).with_suffix(".requests")
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_suffix(".requests")
+        for file in path.parent.glob(f"{path.name}*.db"):
+            if not _is_database(file):
+                print(f"warning: {file} is damaged: its answers are computed again", file=sys.stderr)
+                file.unlink()
+        return path
 
     def drop_requests(self, key: dict[str, Any]) -> None:
         """Delete the single-request answers of a task that is finished."""
         path = self.requests_path(key)
         for file in path.parent.glob(f"{path.name}*"):
             file.unlink()
+
+
+def _is_database(file: Path) -> bool:
+    try:
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            return database.execute("PRAGMA quick_check").fetchone() == ("ok",)
+    except sqlite3.DatabaseError:
+        return False

@@ -3,7 +3,9 @@
 import json
 import os
 import platform
+import re
 import resource
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +15,9 @@ import torch
 
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.files import write_atomically
+from entrodrop_tune.run_record import read_record
 
+_STEP = re.compile(rb'\{"step": (\d+),')
 PACKAGES = ("entrodrop-tune", "torch", "torchtune", "torchao", "transformers")
 
 
@@ -56,22 +60,43 @@ class Journal:
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, every_step: bool = False) -> None:
         """Drop lines past ``step`` (a killed run wrote them, the resumed one writes them again).
 
-        A half-written last line is dropped too.
+        A half-written last line is dropped too. Lines up to ``step`` that cannot be read are left out, with a warning.
+
+        Args:
+            step: the last one to keep.
+            every_step: whether there must be a line for each step from 1 on.
         """
         if not self.path.exists():
             return
-        rows = []
-        for line in self.path.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                break
-            if row["step"] <= step:
+        rows, lines = [], self.path.read_bytes().splitlines()
+        for number, line in enumerate(lines, start=1):
+            row = _parse(line)
+            if row is None:
+                # Written but not yet whole when the run was killed: then it is of a step past the checkpoint.
+                half_written = number == len(lines) and (found := _STEP.match(line)) and int(found[1]) > step
+                if not half_written:
+                    _warn(f"{self.path} line {number} is damaged and was left out")
+            elif row["step"] <= step:
                 rows.append(row)
+        missing = set(range(1, step + 1)) - {row["step"] for row in rows} if every_step else set()
+        if missing:
+            _warn(f"{self.path} is damaged: step {min(missing)} and {len(missing) - 1} others are missing")
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def _warn(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr)
 
 
 class RunRecord:
@@ -85,14 +110,16 @@ class RunRecord:
         """Read an earlier run's record; False when there is none.
 
         Raises:
-            UserError: the file is not JSON.
+            UserError: the file is damaged.
         """
         if not self.path.exists():
             return False
-        try:
-            self.content = json.loads(self.path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError(f"{self.path} is damaged ({error}): restore it or start in another output_dir.") from None
+        self.content = read_record(self.path.parent)
+        for key in ("config", "global_batch"):
+            if not self.content.get(key):
+                raise UserError(
+                    f'{self.path} is damaged: it has no "{key}". Restore it or start in another output_dir.'
+                )
         return True
 
     def update(self, **fields: Any) -> None:

@@ -9,10 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.runs import ADAPTER, TINY
+from tests.tiny import tiny_model_dir
+from tests.training.runs import ADAPTER
 
 WATCHER = Path(__file__).parent / "watcher"
-ENTRODROP = ["-m", "entrodrop_tune.cli.main"]
+# One process for all commands: torch is imported once.
+WAY = """
+import contextlib, json, sys
+from entrodrop_tune.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["entrodrop", *arguments]
+    try:
+        main()
+    except SystemExit as exit:
+        assert not exit.code, (arguments, exit.code)
+"""
 
 
 def unconnected() -> list[str]:
@@ -35,41 +46,40 @@ def python(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(quiet)}
     environment |= {"PYTHONPATH": str(WATCHER), "NETWORK_LOG": str(log), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
 
-    def run(*arguments) -> str:
-        command = [*unconnected(), sys.executable, *map(str, arguments)]
+    def run(*arguments: str) -> None:
+        command = [*unconnected(), sys.executable, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == 0, done.stderr[-3000:]
 
     run.log = log
     return run
 
 
 def test_the_watcher_sees(python):
-    python(
-        "-c", "import socket, contextlib\nwith contextlib.suppress(OSError): socket.create_connection(('127.0.0.1', 9))"
-    )
+    python("-c", "import socket\ntry: socket.create_connection(('127.0.0.1', 9))\nexcept OSError: pass")
     assert "socket.getaddrinfo" in python.log.read_text()
 
 
 @pytest.mark.slow
-def test_from_data_to_report_nobody_is_called(python, tiny_model, tmp_path):
-    python(*ENTRODROP, "prepare", "gsm8k", "--output", tmp_path / "data")
-    for name, rows in (("train", 8), ("validation", 6)):
-        path = tmp_path / "data" / f"{name}.jsonl"
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:rows]))
+def test_from_data_to_report_nobody_is_called(python, tmp_path):
+    model = tiny_model_dir(tmp_path / "model", max_position_embeddings=4096)
+    data, run, base, tuned, entropy, report = (
+        str(tmp_path / name) for name in ("data", "run", "base", "tuned", "entropy", "report")
+    )
     settings = [
-        *(f"model.path={tiny_model}", f"data.train={tmp_path}/data/train.jsonl", "data.max_length=500"),
-        *(f"data.validation={tmp_path}/data/validation.jsonl", f"output_dir={tmp_path}/run", "epochs=1", *ADAPTER),
-        *("data.too_long=truncate", "data.bad_rows=skip"),
+        *(f"model.path={model}", f"data.train={data}/train.jsonl", f"data.validation={data}/validation.jsonl"),
+        *(f"output_dir={run}", "epochs=1", "max_steps=2", "data.max_length=1024", "data.too_long=skip", *ADAPTER),
     ]
-    python(*ENTRODROP, "check", "--config", TINY, *settings)
-    python(*ENTRODROP, "run", "lora_finetune", "--config", TINY, *settings)
-    options = ["--suite", "entrodrop_piqa,entrodrop_ifeval", "--limit", "2", "--device", "cpu"]
-    for model, name in ((tiny_model, "base"), (tmp_path / "run" / "best", "tuned")):
-        python(*ENTRODROP, "eval", model, *options, "--output", tmp_path / name)
-    evaluations = ["--base", tmp_path / "base", "--tuned", tmp_path / "tuned"]
-    python(*ENTRODROP, "entropy", tiny_model, tmp_path / "data", "--samples", "2", "--output", tmp_path / "entropy")
-    python(*ENTRODROP, "report", tmp_path / "run", *evaluations, "--output", tmp_path / "report")
+    evaluate = ["--suite", "entrodrop_piqa,entrodrop_ifeval", "--limit", "1", "--device", "cpu", "--output"]
+    commands = [
+        ["prepare", "gsm8k", "--output", data],
+        ["check", "--config", "tiny", *settings],
+        ["run", "lora_finetune", "--config", "tiny", *settings],
+        ["eval", str(model), *evaluate, base],
+        ["eval", f"{run}/last", *evaluate, tuned],
+        ["entropy", str(model), data, "--samples", "2", "--gradient-samples", "1", "--output", entropy],
+        ["report", run, "--base", base, "--tuned", tuned, "--entropy", entropy, "--output", report],
+    ]
+    python("-c", WAY, json.dumps(commands))
     assert json.loads((tmp_path / "report" / "report.json").read_text())["evaluation"]["scores"]
     assert python.log.read_text() == ""
