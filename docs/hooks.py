@@ -1,4 +1,4 @@
-"""What mkdocs does beyond its pages: reference pages from the code, and links out of ``docs/`` into the repository.
+"""What mkdocs does beyond its pages: reference pages from the code, and links out of ``docs/``.
 
 On a code host a page may link to any file (``../eval_tasks/README.md``, ``../examples/plain_pytorch.py``). The site
 takes those files in: a Markdown file becomes a page, anything else a download, and the links are rewritten. A link to a
@@ -47,6 +47,11 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         return os.path.relpath(_site_path(target), here or ".") if target.exists() else match[1]
 
     return LINK.sub(rewrite, markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Docstrings say :class:`Curriculum`; pages say it without the role."""
+    return re.sub(r":(?:meth|class|data|func|attr|mod):(?=<code>)", "", html)
 
 
 def _outside(source: Path) -> list[Path]:

@@ -24,7 +24,7 @@ socket.socket.connect = socket.getaddrinfo = refuse
 from mkdocs.__main__ import cli
 cli(["build", "--strict", "--config-file", sys.argv[1], "--site-dir", sys.argv[2]])
 """
-SHOWN = ("index", "tutorial", "reference/config", "reference/commands", "repository/eval_tasks/index")
+SHOWN = ("index", "tutorial", "reference/config", "reference/commands", "method-api", "repository/eval_tasks/index")
 
 
 def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
@@ -48,7 +48,9 @@ def text_of(page: Path) -> str:
     return re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_reference_names_every_key_and_command(site):
+    from entrodrop_tune import method
     from entrodrop_tune.cli.main import app
     from entrodrop_tune.training.config import RunConfig
 
@@ -58,8 +60,12 @@ def test_reference_names_every_key_and_command(site):
     commands = text_of(site / "reference" / "commands.html")
     for info in app.registered_commands:
         assert f"entrodrop {info.name or info.callback.__name__}" in commands
+    python = text_of(site / "method-api.html")
+    assert all(name in python for name in method.__all__ if callable(getattr(method, name)) and name != "Select")
+    assert ":class:" not in python
 
 
+@pytest.mark.slow
 def test_files_that_pages_link_to_are_on_the_site(site):
     for path in ("studies/results/entropy-smollm2.json", "examples/plain_pytorch.py", "benchmarks/results"):
         assert (site / "repository" / path).exists(), path
@@ -67,7 +73,7 @@ def test_files_that_pages_link_to_are_on_the_site(site):
 
 @pytest.mark.slow
 def test_broken_links_stop_the_build(tmp_path):
-    for name in ("docs", "eval_tasks", "studies", "examples", "benchmarks"):
+    for name in ("docs", "eval_tasks", "studies", "examples", "benchmarks", "entrodrop_tune/method"):
         shutil.copytree(ROOT / name, tmp_path / name)
     for name in ("mkdocs.yml", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copyfile(ROOT / name, tmp_path / name)
