@@ -47,6 +47,7 @@ RC: Any = {
     "lines.linewidth": 2.0,
     "lines.solid_capstyle": "round",
     "savefig.dpi": 160,
+    "text.parse_math": False,  # names of runs and data may hold any number of dollars
     "svg.fonttype": "none",  # real text: it scales, can be selected and searched
     "svg.hashsalt": "entrodrop",  # the same data give the same bytes
 }

@@ -108,9 +108,9 @@ def _share(trainable: int | None, total: int | None) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; bars in cells are escaped."""
+    """A Markdown table; bars and tags in cells are escaped."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("<", "&lt;") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
@@ -192,7 +192,11 @@ def _draw_panel(axes: Any, named: Sequence[tuple[str, tuple[GroupSummary, GroupS
             capsize=3,
         )
         axes.annotate(
-            "/".join(Path(name).parts[-2:]), (general.delta, gain.delta), textcoords="offset points", xytext=(6, 6)
+            "/".join(Path(name).parts[-2:]),
+            (general.delta, gain.delta),
+            textcoords="offset points",
+            xytext=(6, 6),
+            parse_math=False,
         )
     coordinates = [(general.delta, gain.delta) for _, general, gain in points]
     front = [coordinates[i] for i in pareto_front(coordinates)]
