@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import itertools
 import re
 import shlex
 import tomllib
@@ -65,7 +66,12 @@ def _entrodrop(arguments: list[str]) -> None:
         if word.startswith("--") and word.partition("=")[0] not in known:
             raise NotValid(f"{arguments[0]} has no option {word}")
     if "--config" in rest[:-1]:
-        _config(rest[rest.index("--config") + 1], _overrides(rest))
+        grids = [following for word, following in itertools.pairwise(rest) if word == "--grid"]
+        plain = _overrides([word for word in rest if word not in grids])
+        for grid in grids or [""]:
+            key, _, values = grid.partition("=")
+            for value in values.split(","):
+                _config(rest[rest.index("--config") + 1], [*plain, *([f"{key}={value}"] if key else [])])
 
 
 def _long_names(arguments: list[str]) -> list[str]:

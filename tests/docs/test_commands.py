@@ -4,10 +4,12 @@ A block under ``<!-- not run here: REASON -->`` is only checked: program, option
 within a sentence are checked too.
 """
 
+import re
 import shutil
 
 import pytest
 
+from entrodrop_tune.cli.main import app
 from tests.docs.markdown import PAGES, SHELL, blocks, inline_commands
 from tests.docs.static_check import NotValid, check_command, check_shell
 from tests.docs.world import Shell, make_world
@@ -58,6 +60,16 @@ def test_commands_that_are_not_run_would_start(block):
 def test_commands_within_a_sentence_exist(page):
     for command in inline_commands(page):
         check_command(command)
+
+
+def test_examples_in_help_would_start():
+    """They are on the site's page of commands too."""
+    for info in app.registered_commands:
+        shown = f"{info.callback.__doc__}\n{info.epilog or ''}"
+        examples = re.findall(r"^\s*`?((?:entrodrop|tune) [^`\n]+)", shown, re.MULTILINE)
+        assert examples, info.callback.__name__
+        for example in examples:
+            check_command(example)
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -11,9 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
-import entrodrop_tune
 from tests.analysis.browser import Browser, needs_browser
 from tests.docs.markdown import ROOT
 
@@ -84,18 +82,6 @@ def test_broken_links_stop_the_build(tmp_path):
     assert done.returncode != 0
     said = done.stdout + done.stderr
     assert all(f"'{link}'" in said for link in broken) and "Aborted with 3 warnings" in said, said
-
-
-def test_links_of_the_readme_exist():
-    for name in ("README.md", "CONTRIBUTING.md"):
-        links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / name).read_text(encoding="utf-8"))
-        assert links and [link for link in links if not (ROOT / link).exists()] == []
-
-
-def test_version_is_the_same_everywhere():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert citation["version"] == entrodrop_tune.__version__
-    assert f"## [{entrodrop_tune.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
