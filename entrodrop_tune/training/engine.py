@@ -103,7 +103,7 @@ class Engine:
         if self.world.is_main:
             written_before = -1 if step is None else step
             self.store.forget_after(written_before)
-            self.metrics.truncate_after(written_before)
+            self.metrics.truncate_after(written_before, every_step=True)
             self.validations.truncate_after(written_before)
         barrier(self.world)
 
