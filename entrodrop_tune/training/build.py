@@ -64,11 +64,8 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
     Raises:
         UserError: anything the user can fix.
     """
-    if config.optimizer_in_bwd and world.size > 1:
-        raise UserError(
-            f"optimizer_in_bwd works on one process, this launch has {world.size}: set it to false"
-            " (FSDP2 shards gradients over the processes)."
-        )
+    if world.size > 1:
+        _refuse_what_does_not_shard(config, world)
     tokenizer = load_tokenizer(config.model.path)
     context = read_architecture(config.model.path).max_seq_len
     data = load_data(config.data, tokenizer, progress=world.is_main, context=context)
@@ -117,6 +114,19 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
         offload=_offloading(config, world, decoder),
         metric_logger=_metric_logger(config, world),
     )
+
+
+def _refuse_what_does_not_shard(config: RunConfig, world: World) -> None:
+    if config.optimizer_in_bwd:
+        raise UserError(
+            f"optimizer_in_bwd works on one process, this launch has {world.size}: set it to false"
+            " (FSDP2 shards gradients over the processes)."
+        )
+    if config.optimizer.component.startswith("torchao.optim."):
+        raise UserError(
+            f'"optimizer" = {config.optimizer.component}: torchao cannot put its quantised moments together for a'
+            f" checkpoint, and this launch has {world.size} processes. Use torch.optim.AdamW, or one process."
+        )
 
 
 def build_decoder(config: RunConfig, world: World, weights_from: str | None) -> Decoder:

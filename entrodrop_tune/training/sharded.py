@@ -18,27 +18,32 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-from torch.distributed.tensor import DTensor
 
 from entrodrop_tune.training.distributed import World, barrier
 
 TENSORS_A_FILE = 32
 
 
-def save_shards(folder: Path, decoder: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> dict | None:
+def save_shards(folder: Path, decoder: nn.Module, optimizer: torch.optim.Optimizer, world: World) -> dict:
     """Write this process's part of the optimizer's tensors below ``folder`` (collective).
 
     Returns:
-        What is not a tensor, in the layout of ``get_optimizer_state_dict``; None when there is nothing to write or
-        safetensors cannot hold it (quantised moments), and nothing was written.
+        What is not a tensor, in the layout of ``get_optimizer_state_dict``.
 
     Raises:
         OSError: some process could not write, or its files are not to be seen from process 0.
     """
     state: dict[str, Any] = get_optimizer_state_dict(decoder, optimizer)
-    tensors = _tensors(state)
-    if not tensors or not all(map(_is_plain, tensors.values())):
-        return None
+    if tensors := _tensors(state):  # plain SGD has none
+        _write(folder, tensors, world)
+    others = {
+        name: {key: value for key, value in values.items() if not isinstance(value, Tensor)}
+        for name, values in state["state"].items()
+    }
+    return {"state": others, "param_groups": state["param_groups"]}
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
     if world.is_main:
         shutil.rmtree(folder, ignore_errors=True)  # of a run killed while it wrote
     barrier(world)
@@ -50,19 +55,15 @@ def save_shards(folder: Path, decoder: nn.Module, optimizer: torch.optim.Optimiz
         raise next(iter(failed.failures.values()))[0] from failed
     if world.is_main:
         _check_complete(folder, tensors)
-    others = {
-        name: {key: value for key, value in values.items() if not isinstance(value, Tensor)}
-        for name, values in state["state"].items()
-    }
-    return {"state": others, "param_groups": state["param_groups"]}
 
 
 def load_shards(folder: Path, decoder: nn.Module, optimizer: torch.optim.Optimizer, others: dict, world: World) -> None:
     """Read what :func:`save_shards` wrote and returned, whatever the number of processes then and now (collective)."""
     state: dict[str, Any] = get_optimizer_state_dict(decoder, optimizer)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process: as meant
-        dcp.load(_tensors(state), storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world.size == 1)
+    if tensors := _tensors(state):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process: as meant
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world.size == 1)
     for name, values in others["state"].items():
         state["state"][name].update(values)
     state["param_groups"] = others["param_groups"]
@@ -76,10 +77,6 @@ def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
         for key, value in values.items()
         if isinstance(value, Tensor)
     }
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return type(tensor.to_local() if isinstance(tensor, DTensor) else tensor) is Tensor
 
 
 def _check_complete(folder: Path, tensors: dict[str, Tensor]) -> None:

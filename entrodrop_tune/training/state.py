@@ -83,16 +83,16 @@ class RunState:
         options = _FULL if self.config.adapter is None or merged else _FULL_TRAINED
         # The model first: it also puts the root's parameters, whole since the last forward pass, back into shards.
         model = get_model_state_dict(self.decoder, options=options)
-        optimizer = None
-        if world.size > 1 and self.config.adapter is None:
+        sharded = world.size > 1 and self.config.adapter is None
+        if sharded:
             optimizer = save_shards(shards, self.decoder, self.optimizer, world)
-        whole = optimizer is None
-        if whole:
+        else:
             optimizer = get_optimizer_state_dict(self.decoder, self.optimizer, options=_FULL)
         return Snapshot(
             model=model,
             optimizer={
                 "optimizer": optimizer,
+                "sharded": sharded,
                 "lr_scheduler": self.lr_scheduler.state_dict(),
             },
             tensors={
@@ -100,7 +100,7 @@ class RunState:
                 **_prefixed("validator", self.validator.state_dict()),
             },
             values={"progress": asdict(self.progress)},
-            shards=None if whole else shards,
+            shards=shards,
         )
 
     def restore(self, folder: Path, world: World) -> None:
@@ -113,7 +113,7 @@ class RunState:
             trained: dict[str, Any] = load_file(resume / "trained.safetensors")
             set_model_state_dict(self.decoder, trained, options=options)
         saved = _read_optimizer(resume / "optimizer.pt")
-        if (resume / SHARDS).is_dir():
+        if saved.get("sharded"):
             load_shards(resume / SHARDS, self.decoder, self.optimizer, saved["optimizer"], world)
         else:
             options = StateDictOptions(full_state_dict=True)
@@ -126,13 +126,13 @@ class RunState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A run's state on the CPU of rank 0 (and in ``shards``, when given), ready to be written."""
+    """A run's state on the CPU of rank 0 (and in the folder ``shards``, where there is one), ready to be written."""
 
     model: dict[str, Any]
     optimizer: dict[str, Any]
     tensors: dict[str, Tensor]
     values: dict[str, Any]
-    shards: Path | None
+    shards: Path
 
     def write(self, folder: Path, config: RunConfig) -> None:
         """Fill ``folder``: the model (or adapter) for everyone, ``resume/`` for this engine."""
@@ -148,7 +148,7 @@ class Snapshot:
                 save_merged(self.model, config.adapter, config.model.path, folder / "merged")
         with (resume / "optimizer.pt").open("wb") as file:  # a path would hide what the system says of a full disk
             torch.save(self.optimizer, file)
-        if self.shards is not None:
+        if self.shards.is_dir():
             self.shards.rename(resume / SHARDS)
         save_file(self.tensors, resume / "state.safetensors")
         (resume / "state.json").write_text(json.dumps(self.values, indent=1) + "\n")

@@ -14,6 +14,8 @@ from entrodrop_tune.data import collate, load_data
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.models import ModelConfig, load_model, load_tokenizer
 from entrodrop_tune.training import launch
+from entrodrop_tune.training.build import build
+from entrodrop_tune.training.distributed import World
 from entrodrop_tune.training.engine import TrainingFailure
 from entrodrop_tune.training.launch import load_config, run_training
 from entrodrop_tune.training.loss_model import LossModel
@@ -310,6 +312,19 @@ def test_mistakes_are_named_before_training(train, override, message, tmp_path):
     with pytest.raises(UserError, match=message):
         train(*override.split())
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["optimizer_in_bwd=true", "clip_grad_norm=null"], "optimizer_in_bwd works on one process, this launch has 2"),
+        (["optimizer._component_=torchao.optim.AdamW8bit"], "AdamW8bit: torchao cannot .* this launch has 2 processes"),
+    ],
+)
+def test_what_does_not_shard_is_refused_before_training(more, message, lively_model, tiny_data, tmp_path):
+    config = load_config(TINY, overrides(lively_model, tiny_data, tmp_path, *more))
+    with pytest.raises(UserError, match=message):
+        build(config, World(0, 2, torch.device("cpu")))
 
 
 def test_memory_that_is_not_there_is_explained(lively_model, tiny_data, tmp_path, monkeypatch, capsys):

@@ -280,6 +280,14 @@ def test_a_part_that_cannot_be_written_stops_both_and_publishes_nothing(settings
 
 
 @pytest.mark.slow
+def test_a_pair_resumes_with_an_optimizer_that_keeps_nothing(settings, tmp_path):
+    plain = ["optimizer._component_=torch.optim.SGD", "optimizer.lr=0.01", "checkpoint.every_n_steps=2"]
+    for steps in (2, 4):
+        run_pair(settings("run", *plain, f"max_steps={steps}", "resume=true"))
+    assert len(lines(tmp_path / "run" / "metrics.jsonl")) == 4
+
+
+@pytest.mark.slow
 def test_one_process_then_two(settings, tmp_path):
     assert run_training("full_finetune", load_config(TINY, settings("run", *CALM, *ALONE, "max_steps=5"))) == 0
     run_pair(settings("run", *CALM, "max_steps=9", "resume=true"))
