@@ -18,7 +18,7 @@ FENCE = re.compile(
     rf"(?:^[ ]*{MARK.pattern}\n)?^(?P<indent>[ ]*)```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^(?P=indent)```[ ]*$",
     re.MULTILINE | re.DOTALL,
 )
-INLINE = re.compile(r"(?<!`)`((?:entrodrop|tune) [^`]+)`(?!`)")
+INLINE = re.compile(r"(?<!`)`((?:entrodrop|tune|python|make) [^`]+)`(?!`)")
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,13 @@ def _config(name: str, overrides: list[str]) -> None:
 
 
 def _python(arguments: list[str]) -> None:
+    if arguments[:2] == ["-m", "pytest"]:
+        gone = [word for word in arguments if word.endswith(".py") and not (ROOT / word).is_file()]
+        if gone:
+            raise NotValid(f"no file {gone[0]}")
+        return
+    if arguments[0] == "-m":
+        arguments = [arguments[1].replace(".", "/") + ".py", *arguments[2:]]
     script = ROOT / arguments[0]
     if not script.is_file():
         raise NotValid(f"no file {arguments[0]}")

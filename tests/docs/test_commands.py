@@ -90,6 +90,8 @@ def test_every_block_says_what_it_is(page):
         "tune run entrodrop_tune/recipes/lora --config my.yaml",
         "tune run --nproc 2 entrodrop_tune/recipes/full_finetune --config my.yaml entrodrop.drop_rates=1",
         "python examples/plain.py",
+        "python -m tests.faults.killer --json out.json",
+        "python benchmarks/step.py --round 5",
         "make tests",
         "lm_eval --tasks entrodrop_maths",
         "pip install '.[everything]'",
