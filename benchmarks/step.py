@@ -4,7 +4,7 @@
 
 Every trainer takes the same batches of the same tokens, fp32 or bf16 weights as stock torchtune has them, AdamW. Speed:
 all trainers live in one process and take turns, a step each; the median over rounds is compared, so run it on a quiet
-machine (SmolLM2-135M on two cores: about 8 minutes for both modes in bf16; fp32: take --modes full --rounds 3). Memory:
+machine (SmolLM2-135M on two cores: about 7 minutes for both modes in bf16; fp32: take --modes full --rounds 3). Memory:
 each trainer alone in a process of its own, two steps on the longest batch (the second with optimizer state), its peak
 (CPU: resident size) minus that of a process without a trainer; other load does not disturb it, so --memory-only can
 run anywhere.
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--modes", nargs="+", choices=["full", "lora"], default=["full", "lora"])
     parser.add_argument("--trainers", nargs="+", default=TRAINERS, help="some of: " + "; ".join(TRAINERS))
     parser.add_argument("--memory-only", action="store_true", help="leave speed unmeasured (a machine that is busy)")

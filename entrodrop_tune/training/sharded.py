@@ -54,7 +54,7 @@ def _write(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
     except CheckpointException as failed:  # not an Exception: what went wrong on the first rank that failed is
         raise next(iter(failed.failures.values()))[0] from failed
     if world.is_main:
-        _check_complete(folder, tensors)
+        check_complete(folder, tensors)
 
 
 def load_shards(folder: Path, decoder: nn.Module, optimizer: torch.optim.Optimizer, others: dict, world: World) -> None:
@@ -79,8 +79,12 @@ def _tensors(state: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def _check_complete(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Without a shared file system process 0 would publish its own part as the whole."""
+def check_complete(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Refuse to publish one process's part as the whole, which happens where there is no shared file system.
+
+    Raises:
+        OSError: some elements of ``tensors`` are in no file of ``folder``.
+    """
     found: dict[str, Any] = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
     for name, tensor in tensors.items():
         chunks = found[name].chunks if name in found else []

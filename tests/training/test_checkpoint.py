@@ -3,8 +3,11 @@
 import errno
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from entrodrop_tune.training.checkpoint import RESUME, CheckpointError, CheckpointStore
+from entrodrop_tune.training.sharded import check_complete
 
 
 def write_model(folder):
@@ -38,6 +41,22 @@ def test_a_failed_save_publishes_nothing_and_names_the_last_good_one(store, numb
         store.save(2, run_out_of_disk)
     assert store.steps() == [1]
     assert [entry.name for entry in store.folder.iterdir()] == ["step_1"]
+
+
+@pytest.mark.parametrize("missing", ["part", "tensor"])
+def test_parts_that_process_0_cannot_see_are_not_published(store, missing):
+    """As on machines that do not share a file system."""
+    whole = {"exp_avg": torch.zeros(8, 2), "step": torch.tensor(3.0)}
+    seen = {"part": {**whole, "exp_avg": torch.zeros(4, 2)}, "tensor": {"step": whole["step"]}}[missing]
+    store.shards(1).mkdir(parents=True)
+    save_file(seen, store.shards(1) / "shard-00001.safetensors")
+    refusal = pytest.raises(CheckpointError, match=r"exp_avg is not whole .* share the file system of output_dir")
+    with refusal, store.disk_trouble_explained(1):
+        check_complete(store.shards(1), whole)
+    assert not store.shards(1).exists()
+    store.shards(2).mkdir()
+    save_file(whole, store.shards(2) / "shard-00001.safetensors")
+    check_complete(store.shards(2), whole)
 
 
 def test_an_error_in_our_own_code_is_not_taken_for_a_full_disk(store):
