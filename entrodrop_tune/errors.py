@@ -2,6 +2,10 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(Exception):
@@ -19,3 +23,10 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     if close:
         return f' Did you mean "{close[0]}"?'
     return f" Choose from: {', '.join(options)}."
+
+
+def first_problem(error: "ValidationError") -> str:
+    """``tasks.gsm8k.n: Input should be a valid integer``: the first of a validation's complaints, in one line."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return " ".join(f"{place + ': ' if place else ''}{first['msg']}".split())

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from entrodrop_tune.errors import UserError
+from entrodrop_tune.errors import UserError, first_problem
 
 RECORD_FILE = "run.json"
 
@@ -68,10 +68,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         content = json.loads(file.read_bytes())
         _Record.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        reason = " ".join(f"{place + ': ' if place else ''}{first['msg']}".split())
-        raise UserError(f"{file} is damaged: {reason}.") from None
+        raise UserError(f"{file} is damaged: {first_problem(error)}.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not valid JSON ({error}). Is the run folder damaged?") from None
     return content

@@ -23,7 +23,6 @@ from entrodrop_tune.analysis.model_source import Subject
 from entrodrop_tune.analysis.runs import jsonable
 from entrodrop_tune.analysis.style import house_style, save_png, svg
 from entrodrop_tune.analysis.token_text import TokenText
-from entrodrop_tune.errors import UserError
 from entrodrop_tune.training.journal import machine, versions
 
 EDGES = (0.05, 0.2, 0.5, 1.0, 2.0, 3.5)  # nats, where the colour steps up
@@ -60,20 +59,6 @@ def build_profile(
             "machine": machine(subject.world.device),
         }
     )
-
-
-def read_profile(folder: Path) -> dict[str, Any]:
-    """The profile that :func:`write_profile` left in ``folder``.
-
-    Raises:
-        UserError: there is none.
-    """
-    try:
-        return json.loads((folder / "entropy.json").read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{folder} holds no entropy.json that can be read ({error}): see `entrodrop entropy`."
-        ) from None
 
 
 def _verdict(domain: dict[str, Any]) -> str:

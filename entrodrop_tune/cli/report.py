@@ -38,7 +38,7 @@ def report(
     from rich.console import Console
     from rich.markup import escape
 
-    from entrodrop_tune.analysis.entropy_page import read_profile
+    from entrodrop_tune.analysis.entropy_record import read_profile
     from entrodrop_tune.analysis.report import write_report
     from entrodrop_tune.analysis.runs import load_runs
     from entrodrop_tune.evaluation.results import load_results

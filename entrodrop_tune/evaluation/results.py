@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from entrodrop_tune.errors import UserError
+from entrodrop_tune.errors import UserError, first_problem
 from entrodrop_tune.files import write_atomically
 
 EVAL_FILE, ITEMS_FILE = "eval.json", "items.jsonl"
@@ -123,10 +123,7 @@ def _parse(model: type[BaseModel], text: bytes, where: str) -> Any:
     try:
         return model.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        reason = " ".join(f"{place + ': ' if place else ''}{first['msg']}".split())
-        raise UserError(f"{where} is malformed: {reason}") from error
+        raise UserError(f"{where} is malformed: {first_problem(error)}") from error
 
 
 def _refuse_contradictions(results: EvalResults, file: Path, items_file: Path) -> None:

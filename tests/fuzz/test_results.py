@@ -11,6 +11,8 @@ from typer.testing import CliRunner
 from entrodrop_tune.analysis import pages
 from entrodrop_tune.analysis.before_after import GROUPS
 from entrodrop_tune.analysis.compare_runs import METRICS
+from entrodrop_tune.analysis.entropy_page import gradient_figures, training_figures
+from entrodrop_tune.analysis.entropy_record import read_profile
 from entrodrop_tune.analysis.report import build_report
 from entrodrop_tune.analysis.runs import load_runs
 from entrodrop_tune.cli.main import app
@@ -21,6 +23,20 @@ from entrodrop_tune.evaluation.results import load_results
 from tests.analysis.synthetic import make_evaluation, make_run
 from tests.fuzz.mutations import as_json, bounded, damaged, mutated
 
+SHARES = {"norm": [1.0, 2.0], "before": [0.3, 0.7], "after": [0.1, 0.9], "norm_ratio": 0.9}
+RANGES = [
+    {"low": 0.0, "high": 0.5, "keep_probability": 0.2, "token_share": 0.6, "nll_share": 0.1},
+    {"low": 0.5, "high": None, "keep_probability": 1.0, "token_share": 0.4, "nll_share": 0.9},
+]
+GRADIENT = {"samples": 2, "tokens": 40, "threshold_nats": 0.5, "ranges": RANGES, "scopes": {"head": SHARES}}
+POINT = {"epoch": 0.0, "token_share_below": 0.6, "nll_share_below": 0.1, "gradient_share_below": 0.3}
+PROFILE = {
+    "schema": 1,
+    "model": {"path": "models/x", "base": "models/x", "hash": "beef"},
+    "domains": [{"name": "math", "gradient": GRADIENT}],
+    "over_training": [POINT, {**POINT, "epoch": 1.0}],
+    "verdict": ["math: 60% of the tokens are easy."],
+}
 LINES = ("metrics.jsonl", "validation.jsonl", "items.jsonl")
 
 
@@ -97,6 +113,28 @@ def test_any_run(originals, name):
         pages.render("report.md.j2", report=report, groups=GROUPS, metrics=METRICS)
 
     check()
+
+
+@bounded(40)
+@given(content=mutated(PROFILE).map(as_json) | damaged(as_json(PROFILE)))
+def test_any_entropy_profile(content, originals):
+    folder = originals / "entropy"
+    folder.mkdir(exist_ok=True)
+    (folder / "entropy.json").write_bytes(content)
+    try:
+        profile = read_profile(folder)
+    except UserError as error:
+        one_line(error, folder)
+        return
+    # Drawing takes a tenth of a second a figure, so one figure of each kind will do.
+    gradient_figures({**profile, "domains": profile["domains"][:1]})
+    training_figures(profile)
+
+
+def test_an_undamaged_profile_is_drawn(originals, tmp_path):
+    (tmp_path / "entropy.json").write_bytes(as_json(PROFILE))
+    profile = read_profile(tmp_path)
+    assert len(gradient_figures(profile)) == len(training_figures(profile)) == 1
 
 
 @bounded(2)
