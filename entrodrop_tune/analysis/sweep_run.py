@@ -1,6 +1,5 @@
 """Run a sweep's trials one after the other, each recipe in a process and a folder of its own; resumable."""
 
-import json
 import multiprocessing
 import os
 import runpy
@@ -17,6 +16,7 @@ from typing import Any, Literal
 from entrodrop_tune.analysis.runs import is_run_folder
 from entrodrop_tune.analysis.sweep_plan import Plan, Trial
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.run_record import read_record
 from entrodrop_tune.training.launch import FREE_TO_CHANGE, load_config
 
 DONE = ("finished", "stopped_early")
@@ -53,7 +53,7 @@ def check_trials(todo: Sequence[Trial], output: Path, config: Path) -> None:
         planned = load_config(config, _overrides(trial, folder)).model_dump(mode="json", by_alias=True)
         if not is_run_folder(folder):
             continue
-        found = json.loads((folder / "run.json").read_text()).get("config", {})
+        found = read_record(folder).get("config") or {}
         changed = [key for key in planned if key not in FREE_TO_CHANGE and planned[key] != found.get(key)]
         if changed:
             raise UserError(
@@ -145,7 +145,7 @@ def _wait(process: BaseProcess) -> tuple[int, bool]:
 def _exit_state(folder: Path) -> str | None:
     if not is_run_folder(folder):
         return None
-    return json.loads((folder / "run.json").read_text()).get("exit")
+    return read_record(folder).get("exit")
 
 
 def _last_words(log: Path) -> str:
@@ -157,7 +157,7 @@ def _last_words(log: Path) -> str:
 def _evaluated(result: Result, suite: str, output: Path) -> Result:
     """Evaluate the untouched model once and the run's best checkpoint, where that is not done yet."""
     folder = output / "runs" / result.trial.name
-    base = json.loads((folder / "run.json").read_text())["config"]["model"]["path"]
+    base = read_record(folder)["config"]["model"]["path"]
     log = output / "logs" / f"{folder.name}-eval.log"
     for model, target in ((Path(base), output / "base_eval"), (folder / "best", folder / "eval")):
         if (target / "eval.json").is_file():
