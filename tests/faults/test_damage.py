@@ -209,6 +209,7 @@ def run_as_nobody(arguments: list[str], errors: Path) -> None:
     full_finetune.recipe_main()
 
 
+@pytest.mark.slow
 def test_a_read_only_output_folder_is_named(tmp_path):
     locked, errors = tmp_path / "locked", tmp_path / "errors"
     locked.mkdir(mode=0o555)
@@ -236,6 +237,7 @@ def hold(arguments: list[str], started) -> None:
     run_training("full_finetune", load_config(TINY, arguments))
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_folder_is_refused_and_the_lock_dies_with_its_run(tmp_path, tiny_model, tiny_data, command):
     arguments = overrides(tiny_model, tiny_data, tmp_path / "run")
     started = PROCESSES.Event()

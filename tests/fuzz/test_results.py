@@ -137,6 +137,7 @@ def test_an_undamaged_profile_is_drawn(originals, tmp_path):
     assert len(gradient_figures(profile)) == len(training_figures(profile)) == 1
 
 
+@pytest.mark.slow
 @bounded(2)
 @given(data=st.data())
 def test_a_report_is_whole_or_absent(data, originals):
