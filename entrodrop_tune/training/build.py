@@ -76,7 +76,8 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
         )
     if config.entrodrop.full_at_gap is not None and not data.validation:
         raise UserError(
-            '"entrodrop.full_at_gap" needs validation data: name data.validation, or set data.validation_fraction above 0.'
+            '"entrodrop.full_at_gap" needs validation data: name data.validation, or set data.validation_fraction'
+            " above 0."
         )
     padding = pad_id(tokenizer)
     schedule = BatchSchedule(data, config.seed, config.epochs, config.global_batch(world.size))

@@ -205,6 +205,4 @@ class RunConfig(Section):
         if self.on_nonfinite == "skip":
             raise ValueError("optimizer_in_bwd needs on_nonfinite=stop: a bad gradient shows after the first updates")
         if self.adapter is not None:
-            raise ValueError(
-                "optimizer_in_bwd saves nothing with an adapter (small gradients): set it to false"
-            )
+            raise ValueError("optimizer_in_bwd saves nothing with an adapter (small gradients): set it to false")
