@@ -28,7 +28,7 @@ BASELINES = [
     "plain", "weight decay", "hidden dropout", "hidden dropout 0.1", "NEFTune", "label smoothing", "random loss",
     "random input", "random input ramp", "random input + decay", "NEFTune + decay", "lowest loss", "EAFT", "DFT",
 ]  # fmt: skip
-FAMILIES = {"tiny": "small family", "real": "SmolLM2-135M"}
+FAMILIES = {"tiny": "small family", "tiny-added": "small family, second round", "real": "SmolLM2-135M"}
 CURVES = 6  # arms in the figure
 
 
@@ -96,7 +96,7 @@ def analyse(table: pd.DataFrame) -> dict:
                 "baseline": arm in BASELINES,
                 "seeds": sorted(table[table["arm"] == arm]["seed"].tolist()),
                 **means.loc[arm].drop("seed").to_dict(),
-                "best_nll_to_plain": difference(table, arm, "plain", "best_nll"),
+                "best_nll_to_plain": difference(table, arm, "plain" if "plain" in means.index else best, "best_nll"),
                 "best_nll_to_best_baseline": difference(table, arm, best, "best_nll"),
                 "degradation_to_best_baseline": difference(table, arm, best, "degradation"),
                 "effective_epochs_to_best_baseline": difference(table, arm, best, "effective_epochs"),
