@@ -37,7 +37,7 @@ class Shell:
         }
         server = [sys.executable, str(Path(__file__).with_name("warm_server.py")), str(self._address)]
         self._server = subprocess.Popen(server, env={**self._environment, "PYTHONPATH": str(ROOT)})
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while not self._address.exists():
             assert self._server.poll() is None and time.monotonic() < deadline, "the warm server did not start"
             time.sleep(0.1)
@@ -46,7 +46,7 @@ class Shell:
         self._server.kill()
         self._server.wait()
 
-    def run(self, text: str, folder: Path, timeout: float = 120) -> str:
+    def run(self, text: str, folder: Path, timeout: float = 300) -> str:
         """Run ``text`` with bash, stopping at the first line that fails; returns what it printed.
 
         Raises:
