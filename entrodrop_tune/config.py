@@ -66,7 +66,7 @@ def _overridden(config: Any, override: str) -> Any:
 def _remove(config: Any, dotted: str) -> None:
     parent, _, leaf = dotted.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
-    if node is None or leaf not in node:
+    if not OmegaConf.is_dict(node) or leaf not in node:
         raise UserError(f'cannot remove "{dotted}": there is no such key in the config.')
     del node[leaf]
 

@@ -67,6 +67,7 @@ def test_overrides_set_and_remove_keys(tmp_path):
         (["epochs"], "write key=value"),
         (["--epochs=3"], "write key=value"),
         (["~nothing"], 'cannot remove "nothing"'),
+        (["~name.first"], 'cannot remove "name.first"'),
         (["name=${missing}"], "missing"),
     ],
 )
