@@ -25,7 +25,7 @@ json_values = st.recursive(
     | st.integers(-(2**70), 2**70)
     | st.floats()
     | st.text(max_size=12)
-    | st.sampled_from(["", "0", "-1", "nan", "../..", "<b>", "a" * 300, "\u2028", "\x00", "${x}", "???"]),
+    | st.sampled_from(["", "0", "-1", "nan", "../..", "<b>", "a" * 300, "\u2028", "\x00", "\ud800", "${x}", "???"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=5,
 )
