@@ -53,9 +53,8 @@ def _read(source: str, overrides: list[str]) -> tuple["Curriculum", int]:
 
     if source in PRESETS:
         settings, epochs = _preset_overrides(overrides)
-        merged = _merge(PRESETS[source], settings)
         try:
-            return Curriculum.from_config(merged), epochs
+            return Curriculum.from_config({"preset": source, **settings}), epochs
         except ValueError as error:
             raise UserError(f"curriculum {source}: {error}.") from None
     if not source.endswith((".yaml", ".yml")):
@@ -80,16 +79,6 @@ def _preset_overrides(overrides: list[str]) -> tuple[dict, int]:
     if not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"epochs = {epochs!r}: must be a whole number of 1 or more.")
     return settings, epochs
-
-
-def _merge(preset: dict, settings: dict) -> dict:
-    """``settings`` over ``preset``: schedules key by key; a threshold in another unit replaces the preset's."""
-    merged = {**preset, **settings}
-    for key in ("threshold", "drop_rate"):
-        new, old = settings.get(key), preset[key]
-        if isinstance(new, dict) and isinstance(old, dict) and (key == "drop_rate" or set(new) == set(old)):
-            merged[key] = {**old, **new}
-    return merged
 
 
 def _rows(chosen: "Curriculum", epochs: int) -> list[dict[str, float]]:

@@ -163,7 +163,8 @@ class Curriculum:
     def from_config(cls, config: Mapping[str, Any]) -> "Curriculum":
         """Build from ``{"preset", "threshold": {"quantile" | "nats": schedule}, "drop_rate": schedule, "per"}``.
 
-        ``preset`` (one of :data:`PRESETS`) gives what the other keys leave open; without it, both are required.
+        ``preset`` (one of :data:`PRESETS`) gives what the other keys leave open, within a drop rate too
+        (``{"end": 0.6}``); without it, both are required.
 
         Raises:
             ValueError: starting with the dotted name of the wrong key.
@@ -178,6 +179,9 @@ class Curriculum:
             **PRESETS.get(preset or "", {}),
             **{key: value for key, value in config.items() if key != "preset" and value is not None},
         }
+        given, usual = config.get("drop_rate"), PRESETS.get(preset or "", {}).get("drop_rate")
+        if isinstance(given, Mapping) and isinstance(usual, Mapping):
+            merged["drop_rate"] = {**usual, **given}
         for key in ("threshold", "drop_rate"):
             if key not in merged:
                 raise ValueError(f"{key}: is required (or name a preset: {', '.join(PRESETS)})")

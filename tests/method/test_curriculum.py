@@ -54,6 +54,12 @@ def test_presets_are_what_they_say():
 def test_preset_can_be_overridden_in_parts():
     curriculum = Curriculum.from_config({"preset": "ease", "threshold": {"nats": 0.7}, "per": "step"})
     assert curriculum.unit == "nats" and curriculum.per == "step" and curriculum.at(0) == (0.7, 0.8)
+    half = Curriculum.from_config({"preset": "ramp", "drop_rate": {"end": 0.4}})
+    ramp = Curriculum.from_config({"preset": "ramp"})
+    assert half.at(1.0) == (0.5, 0.4) and half.at(0.3).drop_rate == pytest.approx(ramp.at(0.3).drop_rate / 2)
+    cosine = Curriculum.from_config({"preset": "ramp", "drop_rate": {"shape": "cosine"}})
+    assert cosine.at(0.5).drop_rate == pytest.approx(0.4) and cosine.at(1.0).drop_rate == 0.8
+    assert Curriculum.from_config({"preset": "ramp", "drop_rate": 0.3}).at(0.9).drop_rate == 0.3
 
 
 @pytest.mark.parametrize("name", PRESETS)
