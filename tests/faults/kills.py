@@ -42,13 +42,13 @@ class Kill:
         what: ``full``, ``lora`` or ``evaluation``.
         moment: ``writing`` a checkpoint, or ``any``.
         done: steps in the journal (evaluation: tasks in the cache) when it came.
-        lost: steps that are done again (evaluation: tasks; a task in the cache is not).
+        lost: steps that are done again; None for an evaluation.
     """
 
     what: str
     moment: str
     done: int
-    lost: int
+    lost: int | None
 
 
 def train(recipe: str, arguments: list[str], ready: Any) -> None:
@@ -149,11 +149,15 @@ def kill_evaluation(root: Path, model: Path, kills: int, seed: int) -> list[Kill
     while len(found) < kills:
         cache = root / f"cache-{name}"
         if killed(evaluate, model, root / name, cache, delay=draw.random() * 0.7 * seconds):
-            found.append(Kill("evaluation", "any", len(list(cache.glob("*/*.json"))), 0))
+            found.append(Kill("evaluation", "any", len(list(cache.glob("*/*.json"))), None))
         else:
             name = f"killed-{len(found)}"
     to_the_end(evaluate, model, root / name, root / f"cache-{name}")
     return found
+
+
+def steps_lost(kills: list[Kill]) -> list[int]:
+    return [kill.lost for kill in kills if kill.lost is not None]
 
 
 def figures(kills: list[Kill]) -> dict[str, Any]:
@@ -161,8 +165,8 @@ def figures(kills: list[Kill]) -> dict[str, Any]:
         "kills": len(kills),
         "while_writing_a_checkpoint": sum(kill.moment == "writing" for kill in kills),
         "steps_between_checkpoints": EVERY,
-        "most_steps_lost": max(kill.lost for kill in kills),
-        "steps_lost": sum(kill.lost for kill in kills),
+        "most_steps_lost": max(steps_lost(kills)),
+        "steps_lost": sum(steps_lost(kills)),
         "each": [asdict(kill) for kill in kills],
     }
 
