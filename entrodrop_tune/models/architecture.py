@@ -101,8 +101,8 @@ def read_architecture(path: str | Path) -> Architecture:
         settings = raw["quantization_config"]
         method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else settings
         raise UserError(
-            f"the weights in {folder} are quantized ({method}): use the unquantized model (adapter.type=qlora quantizes "
-            "it while loading)."
+            f"the weights in {folder} are quantized ({method}): use the unquantized model (adapter.type=qlora "
+            "quantizes it while loading)."
         )
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
