@@ -69,16 +69,8 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
     tokenizer = load_tokenizer(config.model.path)
     context = read_architecture(config.model.path).max_seq_len
     data = load_data(config.data, tokenizer, progress=world.is_main, context=context)
-    if config.validation.early_stopping_patience is not None and not data.validation:
-        raise UserError(
-            '"validation.early_stopping_patience" needs validation data: name data.validation, or set'
-            " data.validation_fraction above 0."
-        )
-    if config.entrodrop.full_at_gap is not None and not data.validation:
-        raise UserError(
-            '"entrodrop.full_at_gap" needs validation data: name data.validation, or set data.validation_fraction'
-            " above 0."
-        )
+    if not data.validation:
+        _refuse_what_needs_validation(config)
     padding = pad_id(tokenizer)
     schedule = BatchSchedule(data, config.seed, config.epochs, config.global_batch(world.size))
 
@@ -128,6 +120,18 @@ def _refuse_what_does_not_shard(config: RunConfig, world: World) -> None:
             f'"optimizer" = {config.optimizer.component}: torchao cannot put its quantised moments together for a'
             f" checkpoint, and this launch has {world.size} processes. Use torch.optim.AdamW, or one process."
         )
+
+
+def _refuse_what_needs_validation(config: RunConfig) -> None:
+    wanted = {
+        "validation.early_stopping_patience": config.validation.early_stopping_patience,
+        "entrodrop.full_at_gap": config.entrodrop.full_at_gap,
+    }
+    for key, value in wanted.items():
+        if value is not None:
+            raise UserError(
+                f'"{key}" needs validation data: name data.validation, or set data.validation_fraction above 0.'
+            )
 
 
 def build_decoder(config: RunConfig, world: World, weights_from: str | None) -> Decoder:

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from entrodrop_tune.errors import UserError
-
 MANIFEST = "manifest.json"
 RESUME = "resume"
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO}
@@ -175,17 +173,6 @@ def _damage(folder: Path) -> str | None:
         if _digest(path) != digest:
             return f"{name} does not match its hash"
     return None
-
-
-def verify(folder: Path) -> None:
-    """Check a checkpoint folder against its manifest.
-
-    Raises:
-        UserError: it has none, or a file is missing or changed.
-    """
-    damage = _damage(folder)
-    if damage:
-        raise UserError(f"checkpoint {folder} is not usable: {damage}.")
 
 
 def _sync_tree(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The method's moving parts over a run: curriculum, threshold, adaptive strength, selector, entropy cache.
+"""The method's moving parts over a run: curriculum, threshold, adaptive strength, selector, remembered values.
 
 Within one optimizer step threshold and drop rate are frozen, so a token's fate depends on nothing but its own entropy
 and its own coin. What the step saw enters the estimate afterwards, in :meth:`TokenDropper.commit`. Where the rule looks
@@ -59,7 +59,7 @@ class TokenDropper:
     @property
     def at_input(self) -> bool:
         """Whether tokens are dropped from the input."""
-        return self.config.site != "loss" and self.config.select != "none"
+        return self.config.site != "loss"
 
     @property
     def remembers(self) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.files import write_atomically
-from entrodrop_tune.run_record import read_record
+from entrodrop_tune.run_record import RECORD_FILE, read_record
 
 _STEP = re.compile(rb'\{"step": (\d+),')
 PACKAGES = ("entrodrop-tune", "torch", "torchtune", "torchao", "transformers")
@@ -103,7 +103,7 @@ class RunRecord:
     """``run.json``: written at the start, updated at the end."""
 
     def __init__(self, output_dir: Path) -> None:
-        self.path = output_dir / "run.json"
+        self.path = output_dir / RECORD_FILE
         self.content: dict[str, Any] = {}
 
     def load(self) -> bool:

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from entrodrop_tune.config import load_mapping, validate
 from entrodrop_tune.errors import UserError
-from entrodrop_tune.training.build import build
+from entrodrop_tune.training.build import Run, build
 from entrodrop_tune.training.checkpoint import CheckpointError, CheckpointStore
 from entrodrop_tune.training.config import RunConfig
 from entrodrop_tune.training.distributed import World, broadcast_object, world
@@ -173,7 +173,7 @@ def _refuse_other_settings(config: RunConfig, record: RunRecord, here: World) ->
         )
 
 
-def _opening(recipe: str, config: RunConfig, run: Any, here: World, resumed_from: int | None) -> dict[str, Any]:
+def _opening(recipe: str, config: RunConfig, run: Run, here: World, resumed_from: int | None) -> dict[str, Any]:
     return {
         "schema": 1,
         "recipe": recipe,

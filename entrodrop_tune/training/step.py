@@ -14,7 +14,7 @@ from torch import nn
 from torchtune.training import scale_grads
 
 from entrodrop_tune.data import Batch, Row
-from entrodrop_tune.method import IGNORE_INDEX
+from entrodrop_tune.method import IGNORE_INDEX, LossOutput
 from entrodrop_tune.training.distributed import World, all_reduce_sum
 from entrodrop_tune.training.dropper import TokenDropper
 from entrodrop_tune.training.loss_model import LossModel
@@ -28,7 +28,7 @@ class StepResult:
 
     Attributes:
         loss: what was minimised, in nats a counted token (0 when nothing was kept).
-        nll_all: mean NLL over all target tokens, dropped ones too, in nats.
+        nll_all, entropy_mean: mean NLL and entropy over all target tokens, dropped ones too, in nats.
         kept: tokens with a weight above zero; ``valid``: all target tokens.
         grad_norm: before clipping.
         updated: False when nothing was kept, or loss or gradient was not finite.
@@ -115,7 +115,7 @@ def _length(row: Row) -> int:
     return sum(len(sample) for sample in row)
 
 
-def _sums(batch: Batch, output, stop_requested: bool) -> torch.Tensor:
+def _sums(batch: Batch, output: LossOutput, stop_requested: bool) -> torch.Tensor:
     target = batch.labels.flatten() != IGNORE_INDEX
     parts = (
         output.loss_sum.detach(),
