@@ -24,18 +24,18 @@ WIKIPEDIA = Path(__file__).parents[2] / "eval_tasks" / "samples" / "wikitext.jso
 GENERAL = {
     "code": {"path": "data/mbpp/validation.jsonl", "limit": 32},
     "abstracts": {"path": "data/pubmedqa/validation.jsonl", "limit": 12},
-    "wikipedia": {"path": str(WIKIPEDIA), "limit": 10, "columns": {"text": "page"}},
+    "wikipedia": {"path": str(WIKIPEDIA), "limit": 5, "columns": {"text": "page"}},
 }
 BATCH = 8
 
 
 def general_nll(model: Path) -> dict[str, float]:
-    """Mean NLL in nats a target token on each general set (first 512 tokens of a row), fp32."""
+    """Mean NLL in nats a target token on each general set (first 1024 tokens of a row), fp32."""
     subject = load_subject(model, device="cpu")
     values = {}
     for name, source in GENERAL.items():
         config = DataConfig.model_validate(
-            {"train": [source], "validation_fraction": 0, "max_length": 512, "too_long": "truncate", "cache_dir": None}
+            {"train": [source], "validation_fraction": 0, "max_length": 1024, "too_long": "truncate", "cache_dir": None}
         )
         samples = load_data(config, subject.tokenizer, progress=False, context=None).train
         scores = score_samples(

@@ -29,6 +29,13 @@ BASELINES = [
     "random input", "random input ramp", "random input + decay", "NEFTune + decay", "lowest loss", "EAFT", "DFT",
 ]  # fmt: skip
 FAMILIES = {"tiny": "small family", "tiny-added": "small family, second round", "real": "SmolLM2-135M"}
+GUIDANCE = [  # the same dropping, guided by entropy and blind, each at its tuned setting
+    ("entropy loss ramp", "random loss"),
+    ("entropy input ramp", "random input"),
+    ("entropy input + decay", "random input + decay"),
+    ("entropy input", "random input"),
+    ("entropy input ramp", "random input ramp"),
+]
 CURVES = 6  # arms in the figure
 
 
@@ -60,8 +67,8 @@ def runs_table(folder: Path) -> pd.DataFrame:
 
 def difference(table: pd.DataFrame, arm: str, baseline: str, measure: str) -> dict:
     """Arm minus baseline over the seeds both have: mean, 95 % t interval of the paired difference, seeds."""
-    wide = table.pivot(index="seed", columns="arm", values=measure)[[arm, baseline]].dropna()
-    delta = wide[arm] - wide[baseline]
+    wide = table.pivot(index="seed", columns="arm", values=measure)
+    delta = (wide[arm] - wide[baseline]).dropna()
     result = {"value": delta.mean(), "n": len(delta), "low": None, "high": None, "p": None}
     if len(delta) > 1 and delta.std() > 0:
         test = stats.ttest_1samp(delta, 0.0)
@@ -103,7 +110,16 @@ def analyse(table: pd.DataFrame) -> dict:
                 "forgetting_to_best_baseline": difference(table, arm, best, "forgetting_best"),
             }
         )
-    return {"best_baseline": best, "arms": arms}
+    guidance = [
+        {
+            "entropy": guided,
+            "random": blind,
+            **{measure: difference(table, guided, blind, measure) for measure in ("best_nll", "degradation")},
+        }
+        for guided, blind in GUIDANCE
+        if guided in means.index and blind in means.index
+    ]
+    return {"best_baseline": best, "arms": arms, "guidance": guidance}
 
 
 def _signed(delta: dict) -> str:
@@ -149,6 +165,18 @@ def verdict_table(found: dict) -> str:
     return "\n".join(lines)
 
 
+def guidance_table(found: dict) -> str:
+    """Entropy-guided dropping less random dropping."""
+    lines = [
+        "| guided by entropy | blind | best NLL, guided − blind | final degradation, guided − blind |",
+        "|---|---|---|---|",
+    ]
+    for row in found["guidance"]:
+        cells = (row["entropy"], row["random"], _signed(row["best_nll"]), _signed(row["degradation"]))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def draw(table: pd.DataFrame, found: dict, title: str) -> Figure:
     """Validation NLL over the epochs: mean over seeds of the best arms, and plain."""
     with house_style():
@@ -175,9 +203,10 @@ def main() -> None:
             continue
         found = everything[family] = analyse(table)
         figures[family] = draw(table, found, f"{title}: mean over seeds")
-        for name, text in (("arms", arms_table(found)), ("verdicts", verdict_table(found))):
-            pattern = rf"(<!-- table: {family} {name} -->\n).*?(\n<!-- end -->)"
-            page, count = re.subn(pattern, lambda m, text=text: m[1] + text + m[2], page, flags=re.DOTALL)
+        tables = {"arms": arms_table, "verdicts": verdict_table, "guidance": guidance_table}
+        for name, text in ((name, table_of(found)) for name, table_of in tables.items()):
+            pattern = rf"(<!-- table: {family} {name} -->\n\n).*?(\n<!-- end -->)"
+            page, count = re.subn(pattern, lambda m, text=text: m[1] + text + "\n" + m[2], page, flags=re.DOTALL)
             if count != 1:
                 sys.exit(f"{PAGE.name} needs one place for the table {family} {name}, it has {count}")
     rendered = json.dumps(jsonable(everything), indent=1) + "\n"
