@@ -74,6 +74,13 @@ def read_record(folder: Path) -> dict[str, Any]:
     return content
 
 
+def wall_seconds(record: dict[str, Any]) -> float | None:
+    """From start to end of the run (of its last part, where it was resumed); None where either is not recorded."""
+    if not record.get("started") or not record.get("ended"):
+        return None
+    return (datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])).total_seconds()
+
+
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """The rows of a journal, each with its ``step``; none if the file is absent.
 

@@ -18,6 +18,7 @@ from entrodrop_tune.analysis.entropy_figures import (
     draw_over_training,
 )
 from entrodrop_tune.analysis.entropy_profile import Domain, Setting, describe
+from entrodrop_tune.analysis.entropy_record import ENTROPY_FILE
 from entrodrop_tune.analysis.gradient_share import SCOPES, share_below
 from entrodrop_tune.analysis.model_source import Subject
 from entrodrop_tune.analysis.runs import jsonable
@@ -88,7 +89,7 @@ def write_profile(
 ) -> None:
     """Write the three files; the page shows the first ``shown`` samples of each domain."""
     output.mkdir(parents=True, exist_ok=True)
-    (output / "entropy.json").write_text(json.dumps(profile, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (output / ENTROPY_FILE).write_text(json.dumps(profile, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     samples = [
         sample for domain in domains for sample in _shown_samples(domain, setting, TokenText(subject.tokenizer), shown)
     ]

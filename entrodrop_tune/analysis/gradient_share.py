@@ -19,6 +19,7 @@ from entrodrop_tune.analysis.model_source import Subject
 from entrodrop_tune.data import Batch, Sample, collate
 from entrodrop_tune.method import IGNORE_INDEX, Select, linear_cross_entropy
 from entrodrop_tune.models import hidden_states, output_weight
+from entrodrop_tune.training.validation import to_device
 
 Scope = Literal["hidden", "head", "model"]
 SCOPES: dict[Scope, str] = {
@@ -144,14 +145,7 @@ class _States:
 
 
 def _batches(samples: Sequence[Sample], subject: Subject) -> list[Batch]:
-    batches = []
-    for sample in samples:
-        batch = collate([(sample,)], subject.pad_id)
-        tokens, labels, ids, positions = (
-            getattr(batch, name).to(subject.world.device) for name in ("tokens", "labels", "sample_ids", "positions")
-        )
-        batches.append(Batch(tokens, labels, ids, positions, mask=None))
-    return batches
+    return [to_device(collate([(sample,)], subject.pad_id), subject.world.device) for sample in samples]
 
 
 def _hidden_products(states: _States, inside: Tensor) -> np.ndarray:

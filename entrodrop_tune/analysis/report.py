@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from entrodrop_tune.analysis.summary import epoch_means, summarize, verdict
 from entrodrop_tune.analysis.warnings import find_problems
 from entrodrop_tune.evaluation.results import EvalResults
 from entrodrop_tune.files import write_atomically
+from entrodrop_tune.run_record import wall_seconds
 
 CURVE_COLUMNS = [
     "step",
@@ -104,7 +104,7 @@ def _run_entry(run: Run, name: str) -> dict[str, Any]:
         "started": info.get("started"),
         "ended": info.get("ended"),
         # A resumed run's start is that of its last part.
-        "seconds": None if info.get("resumed_from") else _seconds(info.get("started"), info.get("ended")),
+        "seconds": None if info.get("resumed_from") else wall_seconds(info),
         "verdict": verdict(name, summary),
         "summary": summary.as_dict(),
         "warnings": [finding.as_dict() for finding in find_problems(run)],
@@ -114,12 +114,6 @@ def _run_entry(run: Run, name: str) -> dict[str, Any]:
         "config": flatten(run.config),
         **{key: info.get(key) for key in ("data", "parameters", "total_steps", "world_size", "versions", "machine")},
     }
-
-
-def _seconds(started: str | None, ended: str | None) -> float | None:
-    if not started or not ended:
-        return None
-    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
 
 
 def write_report(

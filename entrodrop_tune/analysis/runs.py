@@ -76,13 +76,17 @@ def load_run(path: Path | str) -> Run:
 
 
 def load_runs(paths: Iterable[Path | str]) -> list[Run]:
-    """Read several runs and give each a distinct name (the parent folder is added where names clash)."""
+    """Read several runs, in order.
+
+    Raises:
+        UserError: one of them cannot be read (see :func:`load_run`), or is given twice.
+    """
     runs = [load_run(path) for path in paths]
-    seen: dict[Path, Run] = {}
+    seen: set[Path] = set()
     for run in runs:
         if run.path in seen:
             raise UserError(f"run folder {run.path} is given twice.")
-        seen[run.path] = run
+        seen.add(run.path)
     return runs
 
 

@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from statsmodels.regression.linear_model import OLS
 
 from entrodrop_tune.analysis import pages
-from entrodrop_tune.analysis.compare_output import draw_differences, draw_group_curves
+from entrodrop_tune.analysis.compare_output import save_comparison
 from entrodrop_tune.analysis.compare_runs import METRICS, RunComparison, compare_runs, mean
 from entrodrop_tune.analysis.runs import Run, jsonable, load_run
 from entrodrop_tune.analysis.style import house_style, save_png, series_style
 from entrodrop_tune.analysis.summary import summarize
 from entrodrop_tune.analysis.sweep_plan import Plan, Trial
 from entrodrop_tune.analysis.sweep_run import Result
-from entrodrop_tune.evaluation.results import load_results
+from entrodrop_tune.evaluation.results import EVAL_FILE, load_results
 from entrodrop_tune.evaluation.retention import retention_index
 
 
@@ -54,8 +54,7 @@ def _compare(plan: Plan, runs: Sequence[Run], trials: Sequence[Trial]) -> RunCom
     if len(runs) < 2:
         return None
     groups = [trial.group for trial in trials]
-    baseline = plan.baseline if plan.baseline in groups else None
-    return compare_runs(runs, metric=plan.metric, baseline=baseline, groups=groups)
+    return compare_runs(runs, metric=plan.metric, baseline=_baseline(plan, groups), groups=groups)
 
 
 def main_effects(plan: Plan, runs: Sequence[Run], trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -99,11 +98,11 @@ def _levels(fit: Any, design: pd.DataFrame, column: pd.Series, factor: str) -> l
 
 def _retention(output: Path, runs: Sequence[Run], trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """Retention index of each group: mean over its runs; empty where nothing was evaluated."""
-    if not (output / "base_eval" / "eval.json").is_file():
+    if not (output / "base_eval" / EVAL_FILE).is_file():
         return []
     base, rows = load_results(output / "base_eval"), []
     for run, trial in zip(runs, trials, strict=True):
-        if (run.path / "eval" / "eval.json").is_file():
+        if (run.path / "eval" / EVAL_FILE).is_file():
             found = retention_index(base, load_results(run.path / "eval"))
             if found is not None and found.index is not None:
                 rows.append({"group": trial.group, "index": found.index.value})
@@ -139,17 +138,12 @@ def write_sweep_report(
     """Write ``sweep.json``, ``sweep.md``, ``sweep.png`` and, where it varies anything, ``main_effects.png``."""
     (output / "sweep.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     (output / "sweep.md").write_text(pages.render("sweep.md.j2", sweep=report, metrics=METRICS), encoding="utf-8")
-    with house_style():
-        if report["comparison"]:
-            comparison = compare_runs(runs, metric=plan.metric, baseline=_baseline(plan, groups), groups=groups)
-            figure = Figure(figsize=(12, max(4.6, 1.6 + 0.42 * len(comparison.groups))), layout="constrained")
-            left, right = figure.subplots(1, 2)
-            draw_group_curves(left, comparison, runs)
-            draw_differences(right, comparison)
-            right.set_title(f"Difference in {METRICS[plan.metric][0]}")
-            save_png(figure, output / "sweep.png")
-        effects = report["main_effects"]
-        if effects:
+    if report["comparison"]:
+        comparison = compare_runs(runs, metric=plan.metric, baseline=_baseline(plan, groups), groups=groups)
+        save_comparison(comparison, runs, output / "sweep.png")
+    effects = report["main_effects"]
+    if effects:
+        with house_style():
             figure = Figure(figsize=(4.4 * len(effects), 3.8), layout="constrained")
             panels = figure.subplots(1, len(effects), sharey=True, squeeze=False)[0]
             panels[0].set_ylabel(METRICS[plan.metric][0])

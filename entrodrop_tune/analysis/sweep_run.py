@@ -16,11 +16,12 @@ from typing import Any, Literal
 from entrodrop_tune.analysis.runs import is_run_folder
 from entrodrop_tune.analysis.sweep_plan import Plan, Trial
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.evaluation.results import EVAL_FILE
 from entrodrop_tune.run_record import read_record
-from entrodrop_tune.training.launch import FREE_TO_CHANGE, load_config
+from entrodrop_tune.training.engine import FINISHED, STOPPED_EARLY
+from entrodrop_tune.training.launch import EXIT_INTERRUPTED, FREE_TO_CHANGE, load_config
 
-DONE = ("finished", "stopped_early")
-EXIT_INTERRUPTED = 75
+DONE = (FINISHED, STOPPED_EARLY)
 
 # Importing torch and what surrounds it takes longer than a small trial: one server imports it once, and every trial is
 # a fork of that server, which has computed nothing yet.
@@ -160,7 +161,7 @@ def _evaluated(result: Result, suite: str, output: Path) -> Result:
     base = read_record(folder)["config"]["model"]["path"]
     log = output / "logs" / f"{folder.name}-eval.log"
     for model, target in ((Path(base), output / "base_eval"), (folder / "best", folder / "eval")):
-        if (target / "eval.json").is_file():
+        if (target / EVAL_FILE).is_file():
             continue
         command = [sys.executable, "-m", "entrodrop_tune.cli.main", "eval", str(model), "--suite", suite]
         try:

@@ -57,7 +57,7 @@ def unfinished(run: Run, summary: RunSummary) -> Finding | None:
         severity="problem",
         title=f"The run was {run.exit}" if run.exit == "interrupted" else "The run failed",
         detail=f"It made {summary.steps} of {total or 'an unknown number of'} steps; what follows is up to there.",
-        advice="Start the same command again: it goes on from the last checkpoint.",
+        advice="Start the same command again with resume=true: it goes on from the last checkpoint.",
     )
 
 
@@ -72,7 +72,7 @@ def not_finite(run: Run, summary: RunSummary) -> Finding | None:
         severity="problem",
         title="The training loss was not finite",
         detail=f"In {len(bad)} of {len(run.metrics)} steps, first at step {int(bad['step'].iloc[0])}.",
-        advice="Lower the learning rate, clip gradients, or train in bf16 or fp32 instead of fp16.",
+        advice="Lower the learning rate, clip gradients, or train with dtype=fp32.",
     )
 
 

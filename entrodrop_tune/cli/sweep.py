@@ -30,7 +30,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would run.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print sweep.json instead of a table.")] = False,
 ) -> None:
-    """Train once for each combination of settings and seed, by `tune run`, and compare the results.
+    """Train once for each combination of settings and seed, one run after the other, and compare the results.
 
     Started again, it goes on where it stopped; failed runs are kept apart and tried again. Writes sweep.json, sweep.md,
     sweep.png and main_effects.png beside the runs.

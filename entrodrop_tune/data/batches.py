@@ -10,11 +10,11 @@ from torch import Tensor
 
 from entrodrop_tune.data.load import TrainingData
 from entrodrop_tune.data.sample import Sample, distinct_ids, hash_order
+from entrodrop_tune.method import IGNORE_INDEX
 
 Row = tuple[Sample, ...]
 """Samples that share one sequence; one sample without packing."""
 
-IGNORE = -100
 _SHUFFLE, _WEIGHT, _REPLAY = 1, 2, 3
 _LENGTH_WINDOW = 64
 """Samples sorted by length together: enough to even out a batch, few enough to keep batches different each epoch."""
@@ -103,7 +103,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
     length = max(sum(len(sample) for sample in row) for row in rows)
     shape = (len(rows), length)
     tokens = np.full(shape, pad_id, dtype=np.int64)
-    labels = np.full(shape, IGNORE, dtype=np.int64)
+    labels = np.full(shape, IGNORE_INDEX, dtype=np.int64)
     sample_ids = np.full(shape, -1, dtype=np.int64)
     positions = np.zeros(shape, dtype=np.int64)
     documents = np.full(shape, -1, dtype=np.int64)
@@ -112,7 +112,7 @@ def collate(rows: Sequence[Row], pad_id: int) -> Batch:
         for number, sample in enumerate(row):
             end = start + len(sample)
             tokens[b, start:end] = sample.tokens
-            labels[b, start : end - 1] = np.where(sample.is_target[1:], sample.tokens[1:], IGNORE)
+            labels[b, start : end - 1] = np.where(sample.is_target[1:], sample.tokens[1:], IGNORE_INDEX)
             sample_ids[b, start:end] = sample.id
             positions[b, start:end] = np.arange(len(sample))
             documents[b, start:end] = number

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.run_record import RECORD_FILE
 
 # Whatever changes a score: weights, shapes, tokens and the chat template.
 _HASHED = (
@@ -50,7 +51,7 @@ def resolve_model(path: Path | str, base: Path | str | None = None) -> ModelSour
         UserError: no such directory, neither a model nor an adapter in it, or the adapter's base is missing.
     """
     path = Path(path)
-    if (path / "run.json").exists() and not (path / "config.json").exists():
+    if (path / RECORD_FILE).exists() and not (path / "config.json").exists():
         path = path / "best" if (path / "best").exists() else path / "last"
     if not path.is_dir():
         raise UserError(f'no model folder "{path}": give a Hugging Face model directory or a PEFT adapter directory')

@@ -3,11 +3,10 @@
 import math
 import statistics
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from entrodrop_tune.run_record import read_jsonl, read_record
+from entrodrop_tune.run_record import RECORD_FILE, read_jsonl, read_record, wall_seconds
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class TrainingCost:
 def training_cost(model_path: Path | str) -> TrainingCost | None:
     """The cost of the run ``model_path`` lies in; ``None`` if it lies in none (a base model, a moved checkpoint)."""
     model = Path(model_path).resolve()
-    run = next((folder for folder in (model, *model.parents) if (folder / "run.json").is_file()), None)
+    run = next((folder for folder in (model, *model.parents) if (folder / RECORD_FILE).is_file()), None)
     if run is None or not model.is_dir():
         return None
     record, steps = read_record(run), read_jsonl(run / "metrics.jsonl")
@@ -49,17 +48,11 @@ def training_cost(model_path: Path | str) -> TrainingCost | None:
         method=str(adapter.get("type", "lora")) if adapter else "full",
         trainable=parameters.get("trainable"),
         total=parameters.get("total"),
-        seconds=_duration(record),
+        seconds=wall_seconds(record),
         tokens_per_second=statistics.median(speeds) if speeds else None,
         peak_memory_bytes=int(max(_numbers(steps, "peak_memory_bytes"), default=0)) or None,
         checkpoint_bytes=sum(file.stat().st_size for file in model.iterdir() if file.is_file()),
     )
-
-
-def _duration(record: dict[str, Any]) -> float | None:
-    if not record.get("started") or not record.get("ended"):
-        return None
-    return (datetime.fromisoformat(record["ended"]) - datetime.fromisoformat(record["started"])).total_seconds()
 
 
 def _numbers(steps: list[dict[str, Any]], key: str) -> list[float]:
