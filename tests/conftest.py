@@ -29,3 +29,19 @@ def tiny_data(tmp_path_factory):
 def lively_model(tmp_path_factory):
     """A random model with large weights: unlike a freshly initialised one, its entropies are spread out."""
     return tiny_model_dir(tmp_path_factory.mktemp("lively") / "model", initializer_range=0.4)
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Run a ``main`` with arguments in this process: (exit code, standard error)."""
+
+    def run(entry, *arguments):
+        monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            entry()
+        except SystemExit as exit:
+            return exit.code or 0, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return run

@@ -27,22 +27,6 @@ RECIPES = {
 }
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a ``main`` with arguments: (exit code, standard error)."""
-
-    def run(entry, *arguments):
-        monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            entry()
-        except SystemExit as exit:
-            return exit.code or 0, capsys.readouterr().err
-        return 0, capsys.readouterr().err
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def trained(lively_model, tiny_data, tmp_path_factory):
     """``full`` and ``lora`` runs of 12 steps, and the same stopped after 8, with checkpoints at 6 (an epoch) and 8."""
@@ -90,10 +74,10 @@ def flipped(path: Path) -> None:
         ("lora", "resume/trained.safetensors", flipped),
     ],
 )
-def test_a_damaged_checkpoint_file_is_named_and_the_one_before_is_used(case, name, harm, part, command, trained):
+def test_a_damaged_checkpoint_file_is_named_and_the_one_before_is_used(case, name, harm, part, run_main, trained):
     run, arguments = part(case)
     harm(run / "checkpoints" / "step_8" / name)
-    code, error = command(RECIPES[case][0], *arguments)
+    code, error = run_main(RECIPES[case][0], *arguments)
     assert code == 0
     assert "step_8 is damaged" in error and name.rpartition("/")[2] in error and "falling back" in error
     assert json.loads((run / "run.json").read_text())["resumed_from"] == 6
@@ -107,11 +91,11 @@ def same(run: Path, reference: Path) -> None:
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "validation.jsonl"])
 @pytest.mark.parametrize("harm", [truncated, flipped], ids=["truncated", "flipped"])
-def test_a_damaged_journal_never_hides(name, harm, part, command, trained):
+def test_a_damaged_journal_never_hides(name, harm, part, run_main, trained):
     """Lines that are lost cannot come back; the run goes on, says what is lost, and ends with the same weights."""
     run, arguments = part("full")
     harm(run / name)
-    code, error = command(full_finetune.recipe_main, *arguments)
+    code, error = run_main(full_finetune.recipe_main, *arguments)
     assert code == 0 and f"{run / name}" in error and "damaged" in error
     assert weights(run / "last") == weights(trained / "full-whole" / "last")
     for line in (run / name).read_text().splitlines():
@@ -119,26 +103,26 @@ def test_a_damaged_journal_never_hides(name, harm, part, command, trained):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"config": 3}', "{}", "\xff"])
-def test_a_damaged_run_record_is_refused(content, part, command):
+def test_a_damaged_run_record_is_refused(content, part, run_main):
     run, arguments = part("full")
     before = sorted(run.rglob("*"))
     (run / "run.json").write_bytes(content.encode("latin-1"))
-    code, error = command(full_finetune.recipe_main, *arguments)
+    code, error = run_main(full_finetune.recipe_main, *arguments)
     assert code == 2 and str(run / "run.json") in error and error.count("\n") == 1
     assert sorted(run.rglob("*")) == before, "a refused run leaves everything where it was"
 
 
-def test_all_checkpoints_damaged_means_from_the_start(part, command, trained):
+def test_all_checkpoints_damaged_means_from_the_start(part, run_main, trained):
     run, arguments = part("full")
     for folder in (run / "checkpoints").iterdir():
         truncated(folder / "model.safetensors")
-    code, error = command(full_finetune.recipe_main, *arguments)
+    code, error = run_main(full_finetune.recipe_main, *arguments)
     assert code == 0 and "step_8 is damaged" in error and "step_6 is damaged" in error
     same(run, trained / "full-whole")
 
 
 @pytest.mark.parametrize("harm", [truncated, Path.unlink], ids=["truncated", "missing"])
-def test_a_damaged_adapter_is_refused_by_name(harm, trained, tmp_path, command):
+def test_a_damaged_adapter_is_refused_by_name(harm, trained, tmp_path, run_main):
     adapter = shutil.copytree((trained / "lora-part" / "last").resolve(), tmp_path / "adapter")
     harm(adapter / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
@@ -154,23 +138,23 @@ def test_a_damaged_adapter_is_refused_by_name(harm, trained, tmp_path, command):
         "--output",
         tmp_path / "out",
     ]
-    code, error = command(main, "eval", adapter, *options)
+    code, error = run_main(main, "eval", adapter, *options)
     assert code == 2 and str(adapter) in error and not (tmp_path / "out").exists()
 
 
-def test_a_damaged_answer_cache_of_an_evaluation_is_made_anew(lively_model, tmp_path, command):
+def test_a_damaged_answer_cache_of_an_evaluation_is_made_anew(lively_model, tmp_path, run_main):
     """lm-eval keeps single answers in a database while a task runs; a killed evaluation takes them from there."""
     options = ["--suite", "entrodrop_piqa", "--limit", "2", "--device", "cpu", "--cache", tmp_path / "cache"]
-    assert command(main, "eval", lively_model, *options, "--output", tmp_path / "first")[0] == 0
+    assert run_main(main, "eval", lively_model, *options, "--output", tmp_path / "first")[0] == 0
     (stored,) = (tmp_path / "cache").glob("*/*.json")
     stored.unlink()
     stored.with_suffix(".requests_rank0.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 500)
-    code, error = command(main, "eval", lively_model, *options, "--output", tmp_path / "second")
+    code, error = run_main(main, "eval", lively_model, *options, "--output", tmp_path / "second")
     assert code == 0 and "requests_rank0.db" in error
     assert (tmp_path / "second" / "items.jsonl").read_bytes() == (tmp_path / "first" / "items.jsonl").read_bytes()
 
 
-def test_the_clock_does_not_decide(part, command, trained, monkeypatch):
+def test_the_clock_does_not_decide(part, run_main, trained, monkeypatch):
     """Time runs backwards during the run, and the newest checkpoint has the oldest date."""
     run, arguments = part("full")
     for age, step in ((0, 6), (10**8, 8)):
@@ -180,24 +164,24 @@ def test_the_clock_does_not_decide(part, command, trained, monkeypatch):
     monkeypatch.setattr(time, "time", lambda: float(next(clock)))
     start = datetime.fromisoformat("2031-01-01T00:00:00+00:00")
     monkeypatch.setattr(journals, "now", lambda: (start - timedelta(seconds=10**9 - next(clock))).isoformat())
-    code, error = command(full_finetune.recipe_main, *arguments)
+    code, error = run_main(full_finetune.recipe_main, *arguments)
     assert code == 0 and "damaged" not in error
     assert json.loads((run / "run.json").read_text())["resumed_from"] == 8
     same(run, trained / "full-whole")
 
 
-def test_memory_that_runs_out_while_loading_is_said_in_one_line(part, command, monkeypatch):
+def test_memory_that_runs_out_while_loading_is_said_in_one_line(part, run_main, monkeypatch):
     _, arguments = part("full")
 
     def load(*_arguments, **_keywords):
         raise MemoryError
 
     monkeypatch.setattr("entrodrop_tune.training.build.load_data", load)
-    code, error = command(full_finetune.recipe_main, *arguments)
+    code, error = run_main(full_finetune.recipe_main, *arguments)
     assert code == 1 and error.startswith("error: out of memory") and "data.max_length" in error
     assert error.count("\n") == 1
     monkeypatch.undo()
-    assert command(full_finetune.recipe_main, *arguments)[0] == 0
+    assert run_main(full_finetune.recipe_main, *arguments)[0] == 0
 
 
 def run_as_nobody(arguments: list[str], errors: Path) -> None:
@@ -238,14 +222,16 @@ def hold(arguments: list[str], started) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_run_on_the_folder_is_refused_and_the_lock_dies_with_its_run(tmp_path, tiny_model, tiny_data, command):
+def test_a_second_run_on_the_folder_is_refused_and_the_lock_dies_with_its_run(
+    tmp_path, tiny_model, tiny_data, run_main
+):
     arguments = overrides(tiny_model, tiny_data, tmp_path / "run")
     started = PROCESSES.Event()
     first = PROCESSES.Process(target=hold, args=(arguments, started))
     first.start()
     assert started.wait(60)
-    code, error = command(full_finetune.recipe_main, "--config", TINY, *arguments, "resume=true")
+    code, error = run_main(full_finetune.recipe_main, "--config", TINY, *arguments, "resume=true")
     assert code == 2 and f"{tmp_path / 'run'} is in use by another run" in error
     os.kill(first.pid, signal.SIGKILL)
     first.join()
-    assert command(full_finetune.recipe_main, "--config", TINY, *arguments, "resume=true")[0] == 0
+    assert run_main(full_finetune.recipe_main, "--config", TINY, *arguments, "resume=true")[0] == 0

@@ -16,6 +16,8 @@ from entrodrop_tune.models import ModelConfig, load_model
 from entrodrop_tune.recipes import full_finetune
 from tests.training.runs import TINY, overrides
 
+EVALUATION = ["--suite", "entrodrop_piqa", "--limit", "1", "--device", "cpu", "--no-cache"]
+
 
 class Payload:
     """Unpickled, it creates a file."""
@@ -38,22 +40,6 @@ def mark(tmp_path):
     return mark
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run a ``main`` with arguments: (exit code, standard error)."""
-
-    def run(entry, *arguments):
-        monkeypatch.setattr("sys.argv", ["program", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            entry()
-        except SystemExit as exit:
-            return exit.code or 0, capsys.readouterr().err
-        return 0, capsys.readouterr().err
-
-    return run
-
-
 def resigned(folder):
     """Whoever changes a checkpoint can write its hashes anew."""
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -62,43 +48,32 @@ def resigned(folder):
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_the_optimizer_state_of_a_resumed_run(mark, command, tiny_model, tiny_data, tmp_path):
+def test_the_optimizer_state_of_a_resumed_run(mark, run_main, tiny_model, tiny_data, tmp_path):
     run = tmp_path / "run"
     arguments = ["--config", TINY, *overrides(tiny_model, tiny_data, run)]
-    assert command(full_finetune.recipe_main, *arguments, "max_steps=2")[0] == 0
+    assert run_main(full_finetune.recipe_main, *arguments, "max_steps=2")[0] == 0
     resume = (run / "last").resolve() / "resume"
     saved = torch.load(resume / "optimizer.pt", weights_only=True)
     torch.save({**saved, "lr_scheduler": Payload(mark)}, resume / "optimizer.pt")
     resigned(resume)
-    code, error = command(full_finetune.recipe_main, *arguments, "resume=true")
+    code, error = run_main(full_finetune.recipe_main, *arguments, "resume=true")
     assert not mark.exists()
     assert code == 2 and str(resume / "optimizer.pt") in error and "Traceback" not in error
 
 
 @pytest.mark.parametrize("write", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
-def test_pickled_model_weights(mark, command, tiny_model, tmp_path, write):
+def test_pickled_model_weights(mark, run_main, tiny_model, tmp_path, write):
     model = shutil.copytree(tiny_model, tmp_path / "model")
     (model / "model.safetensors").unlink()
     write({"model.embed_tokens.weight": Payload(mark)}, model / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickled weights"):
         load_model(ModelConfig(path=str(model)))
-    options = [
-        "--suite",
-        "entrodrop_piqa",
-        "--limit",
-        "1",
-        "--device",
-        "cpu",
-        "--no-cache",
-        "--output",
-        tmp_path / "out",
-    ]
-    code, error = command(main, "eval", model, *options)
+    code, error = run_main(main, "eval", model, *EVALUATION, "--output", tmp_path / "out")
     assert code == 2 and str(model) in error and "Traceback" not in error
     assert not mark.exists() and not (tmp_path / "out").exists()
 
 
-def test_a_pickled_adapter(mark, command, tiny_model, tmp_path):
+def test_a_pickled_adapter(mark, run_main, tiny_model, tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
@@ -106,40 +81,18 @@ def test_a_pickled_adapter(mark, command, tiny_model, tmp_path):
     torch.save({"weight": Payload(mark)}, adapter / "adapter_model.bin")
     with pytest.raises(UserError, match=r"adapter_model\.safetensors"):
         load_subject(adapter)
-    options = [
-        "--suite",
-        "entrodrop_piqa",
-        "--limit",
-        "1",
-        "--device",
-        "cpu",
-        "--no-cache",
-        "--output",
-        tmp_path / "out",
-    ]
-    code, error = command(main, "eval", adapter, *options)
+    code, error = run_main(main, "eval", adapter, *EVALUATION, "--output", tmp_path / "out")
     assert code == 2 and str(adapter) in error and "Traceback" not in error
     assert not mark.exists() and not (tmp_path / "out").exists()
 
 
-def test_code_in_a_model_folder_is_not_run_and_nobody_is_asked(mark, command, tiny_model, tmp_path):
+def test_code_in_a_model_folder_is_not_run_and_nobody_is_asked(mark, run_main, tiny_model, tmp_path):
     """A model type nobody knows, with the code for it beside it."""
     model = shutil.copytree(tiny_model, tmp_path / "model")
     config = json.loads((model / "config.json").read_text())
     config |= {"model_type": "alien", "auto_map": {"AutoConfig": "alien.Config", "AutoModelForCausalLM": "alien.Model"}}
     (model / "config.json").write_text(json.dumps(config))
     (model / "alien.py").write_text(f"import os\nos.mkdir({str(mark)!r})\n")
-    options = [
-        "--suite",
-        "entrodrop_piqa",
-        "--limit",
-        "1",
-        "--device",
-        "cpu",
-        "--no-cache",
-        "--output",
-        tmp_path / "out",
-    ]
-    code, error = command(main, "eval", model, *options)
+    code, error = run_main(main, "eval", model, *EVALUATION, "--output", tmp_path / "out")
     assert code == 2 and str(model) in error and "Traceback" not in error
     assert not mark.exists()
