@@ -11,13 +11,13 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower, TTestPower
 
-from entrodrop_tune.analysis.runs import Run, flatten, run_names
+from entrodrop_tune.analysis.run_groups import comparable, distinguishing, group_names
+from entrodrop_tune.analysis.runs import Run, run_names
 from entrodrop_tune.analysis.summary import summarize
 from entrodrop_tune.errors import UserError, did_you_mean
 
 CONFIDENCE, POWER = 0.95, 0.8
 MAX_SEEDS = 1000  # a difference that needs more seeds than this is none that training could show
-SEED_KEYS = ("seed", "output_dir", "resume")
 METRICS: dict[str, tuple[str, bool]] = {
     "best_nll": ("best validation NLL", False),
     "final_nll": ("final validation NLL", False),
@@ -139,47 +139,9 @@ def run_table(runs: Sequence[Run], groups: Sequence[str]) -> pd.DataFrame:
     return table
 
 
-def group_names(runs: Sequence[Run]) -> list[str]:
-    """A name a run, the same for runs that differ in nothing but their seed.
-
-    Where every run is a group of its own, the folder's name; else what sets the group apart
-    (``drop_rate.end=0.8, select=entropy``).
-    """
-    settings = [_comparable(run) for run in runs]
-    keys = [repr(sorted(one.items(), key=lambda item: item[0])) for one in settings]
-    if len(set(keys)) == len(runs):
-        return run_names(runs)
-    if len(set(keys)) == 1:
-        return ["all"] * len(runs)
-    return [label(one) for one in distinguishing(settings)]
-
-
-def _comparable(run: Run) -> dict[str, Any]:
-    flat = {"recipe": run.recipe, **flatten(run.config)}
-    return {key: value for key, value in flat.items() if key.rpartition(".")[2] not in SEED_KEYS}
-
-
-def distinguishing(settings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Only the keys that are not the same in all; a key that is not set counts as None."""
-    keys = dict.fromkeys(key for one in settings for key in one)
-    varying = [key for key in keys if any(one.get(key) != settings[0].get(key) for one in settings)]
-    return [{key: one.get(key) for key in varying} for one in settings]
-
-
-def label(settings: dict[str, Any]) -> str:
-    """``{"entrodrop.select": "random", "epochs": 3}`` -> ``select=random, epochs=3``, shortened where unambiguous."""
-    short = [key.rpartition(".")[2] for key in settings]
-    names = [
-        name if short.count(name) == 1 else ".".join(key.split(".")[-2:])
-        for key, name in zip(settings, short, strict=True)
-    ]
-    pairs = zip(names, settings.values(), strict=True)
-    return ", ".join(f"{name}={'unset' if value is None else value}" for name, value in pairs)
-
-
 def _group(name: Any, part: pd.DataFrame, runs: Sequence[Run]) -> Group:
     names = run_names(runs)
-    settings = distinguishing([_comparable(run) for run in runs])
+    settings = distinguishing([comparable(run) for run in runs])
     return Group(
         name=str(name),
         settings=settings[names.index(part["run"].iloc[0])],

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from entrodrop_tune.analysis.compare_runs import group_names
+from entrodrop_tune.analysis.run_groups import group_names
 from entrodrop_tune.analysis.runs import Run, run_names
 from entrodrop_tune.analysis.style import (
     BLUE,

@@ -10,7 +10,8 @@ from entrodrop_tune.analysis.before_after import GROUPS, before_and_after
 from entrodrop_tune.analysis.compare_runs import METRICS, compare_runs
 from entrodrop_tune.analysis.curves import save_curves, thin
 from entrodrop_tune.analysis.report_figures import report_figures
-from entrodrop_tune.analysis.runs import Run, config_difference, flatten, jsonable, run_names
+from entrodrop_tune.analysis.run_groups import config_difference
+from entrodrop_tune.analysis.runs import Run, flatten, jsonable, run_names
 from entrodrop_tune.analysis.summary import epoch_means, summarize, verdict
 from entrodrop_tune.analysis.warnings import find_problems
 from entrodrop_tune.evaluation.results import EvalResults

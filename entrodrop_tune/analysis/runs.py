@@ -119,20 +119,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def config_difference(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Dotted keys whose value is not the same in all runs, each with a value a run (None where it is not set).
-
-    The recipe counts as a key; where a run writes its files does not.
-    """
-    flat = [{"recipe": run.recipe, **flatten(run.config)} for run in runs]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    return {
-        key: [config.get(key) for config in flat]
-        for key in keys
-        if key.rpartition(".")[2] != "output_dir" and any(config.get(key) != flat[0].get(key) for config in flat)
-    }
-
-
 def jsonable(value: Any) -> Any:
     """``value`` with NumPy scalars made plain and every non-finite number made ``None``, so that it is valid JSON."""
     if isinstance(value, Mapping):

@@ -92,12 +92,6 @@ class Comparison:
             "warnings": list(self.warnings),
         }
 
-    def to_markdown(self) -> str:
-        """A table of the primary metrics, group means and the retention index."""
-        from entrodrop_tune.evaluation.render import comparison_markdown
-
-        return comparison_markdown(self)
-
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None

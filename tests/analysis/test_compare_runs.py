@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from entrodrop_tune.analysis.compare_output import mean_curve, write_comparison
-from entrodrop_tune.analysis.compare_runs import compare_runs, group_names, mean, seeds_needed
+from entrodrop_tune.analysis.compare_runs import compare_runs, mean, seeds_needed
+from entrodrop_tune.analysis.run_groups import group_names
 from entrodrop_tune.analysis.runs import load_runs
 from entrodrop_tune.errors import UserError
 from tests.analysis.synthetic import make_run

@@ -3,7 +3,8 @@ import math
 
 import pytest
 
-from entrodrop_tune.analysis.runs import config_difference, jsonable, load_run, load_runs, run_names
+from entrodrop_tune.analysis.run_groups import config_difference
+from entrodrop_tune.analysis.runs import jsonable, load_run, load_runs, run_names
 from entrodrop_tune.errors import UserError
 from tests.analysis.synthetic import make_run
 

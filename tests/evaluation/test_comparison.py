@@ -8,7 +8,7 @@ from statsmodels.stats.multitest import multipletests
 
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.evaluation.comparison import compare_evaluations
-from entrodrop_tune.evaluation.render import comparison_html, pareto_front, tradeoff_figure
+from entrodrop_tune.evaluation.render import comparison_html, comparison_markdown, pareto_front, tradeoff_figure
 from entrodrop_tune.evaluation.retention import retention_index
 from tests.evaluation.builders import evaluation
 
@@ -178,7 +178,7 @@ def test_outputs_hold_every_task():
     data = json.loads(json.dumps(comparison.to_dict()))
     assert {row["task"] for row in data["rows"]} == {"math", "general", "code"}
     assert data["retention"]["index"]["value"] == pytest.approx((99 / 200 - 0.25) / 0.25)
-    markdown = comparison.to_markdown()
+    markdown = comparison_markdown(comparison)
     page = comparison_html([comparison])
     for text in (markdown, page):
         assert "bits_per_byte" in text and "Retention index" in text and "better" in text
