@@ -58,22 +58,11 @@ def evaluate_model(
 
     A killed run goes on where it stopped. Results do not change between runs with the same settings.
     """
-    from entrodrop_tune.errors import UserError
     from entrodrop_tune.evaluation.models import resolve_model
     from entrodrop_tune.evaluation.suites import suite_tasks
 
     tasks = suite_tasks(suite, limit)
-    for name, value, allowed in [
-        ("--dtype", dtype, ("bf16", "fp16", "fp32", "auto", "fast")),
-        ("--chat-template", chat_template, ("always", "never", "auto")),
-        ("--backend", backend, ("hf", "vllm")),
-    ]:
-        if value not in allowed:
-            raise UserError(f'{name} is "{value}": choose from {", ".join(allowed)}')
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise UserError(f'--device is "{device}": choose from auto, cpu, cuda, cuda:N, mps')
-    if batch_size != "auto" and not batch_size.isdigit():
-        raise UserError(f'--batch-size is "{batch_size}": give a number or auto')
+    _refuse_unknown(dtype, chat_template, backend, device, batch_size)
     source = resolve_model(model, base)
 
     from entrodrop_tune.evaluation.cache import TaskCache, default_cache_folder
@@ -94,6 +83,22 @@ def evaluate_model(
 
         print_results(results)
         print(f"written to {path}")
+
+
+def _refuse_unknown(dtype: str, chat_template: str, backend: str, device: str, batch_size: str) -> None:
+    from entrodrop_tune.errors import UserError
+
+    for name, value, allowed in [
+        ("--dtype", dtype, ("bf16", "fp16", "fp32", "auto", "fast")),
+        ("--chat-template", chat_template, ("always", "never", "auto")),
+        ("--backend", backend, ("hf", "vllm")),
+    ]:
+        if value not in allowed:
+            raise UserError(f'{name} is "{value}": choose from {", ".join(allowed)}')
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
+        raise UserError(f'--device is "{device}": choose from auto, cpu, cuda, cuda:N, mps')
+    if batch_size != "auto" and not batch_size.isdigit():
+        raise UserError(f'--batch-size is "{batch_size}": give a number or auto')
 
 
 def _report_progress(message: str, done: int, total: int) -> None:
