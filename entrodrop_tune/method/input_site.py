@@ -1,4 +1,4 @@
-"""Entropies remembered between epochs, and the replacement of dropped input tokens."""
+"""Values remembered between epochs, by which a rule drops before the forward pass, and the input tokens replaced."""
 
 import ctypes
 import hashlib
@@ -31,6 +31,8 @@ def corrupt_tokens(tokens: Tensor, drop: Tensor, replacement: int | Tensor) -> T
 
 class EntropyCache:
     """Entropies of each sample's positions as last measured, in fp16, keyed by sample id.
+
+    Whatever :meth:`TokenSelector.statistic` a rule goes by can stand in for them (NLLs for ``loss``).
 
     At epoch 0 nothing is known: :meth:`get` gives None and the caller either drops nothing or fills the cache by a
     pass without gradients. One flat buffer (2 bytes a token) that moves to a memory-mapped file when it outgrows

@@ -83,7 +83,8 @@ class Journal:
                 rows.append(row)
         missing = set(range(1, step + 1)) - {row["step"] for row in rows} if every_step else set()
         if missing:
-            _warn(f"{self.path} is damaged: step {min(missing)} and {len(missing) - 1} others are missing")
+            others = f" and {len(missing) - 1} others are" if len(missing) > 1 else " is"
+            _warn(f"{self.path} is damaged: step {min(missing)}{others} missing")
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
