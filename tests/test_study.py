@@ -14,8 +14,8 @@ def test_the_tables_are_those_of_the_runs():
     assert done.returncode == 0, done.stderr
 
 
-def test_every_run_is_finished_and_complete():
-    sys.path.insert(0, str(ROOT / "studies" / "effect"))
+def test_every_run_is_finished_and_complete(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "studies" / "effect"))
     import stored
 
     runs = [stored.load(path) for path in sorted((ROOT / "studies" / "effect" / "results").glob("*/*.json"))]

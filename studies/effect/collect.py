@@ -7,7 +7,6 @@ Runs that have a file already are left alone. General text: held-out code, medic
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +49,6 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="the folder of an `entrodrop sweep`")
     parser.add_argument("results", type=Path, help="where the JSON files go")
     parser.add_argument("--journals-only", action="store_true", help="leave out the general text (tuning runs)")
-    parser.add_argument("--delete-checkpoints", action="store_true", help="free the disk of what was collected")
     args = parser.parse_args()
     base: dict[str, dict[str, float]] = {}
     for log in tqdm(sorted((args.sweep / "runs").iterdir()), desc="runs"):
@@ -66,8 +64,6 @@ def main() -> None:
             general = {"base": base[model], **{which: general_nll(log / which) for which in ("best", "last")}}
         arm, _, _ = log.name.rpartition("-seed")
         stored.save(target, arm.replace("_", " "), run, general)
-        if args.delete_checkpoints:
-            shutil.rmtree(log / "checkpoints")
     print(json.dumps(base, indent=1))
 
 
