@@ -2,12 +2,14 @@
 
     python studies/effect/collect.py runs/effect/tiny studies/effect/results/tiny
 
-Runs that have a file already are left alone. General text: held-out code, medical abstracts and Wikipedia pages.
+Runs that have a file already are left alone. General text: Wikipedia pages, and held-out rows of every domain but the
+one that the runs train on.
 """
 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import stored
@@ -20,7 +22,8 @@ from entrodrop_tune.data.config import DataConfig
 from entrodrop_tune.training.validation import score_samples
 
 WIKIPEDIA = Path(__file__).parents[2] / "eval_tasks" / "samples" / "wikitext.jsonl"
-GENERAL = {
+GENERAL: dict[str, dict[str, Any]] = {
+    "mathematics": {"path": "data/gsm8k/validation.jsonl", "limit": 24},
     "code": {"path": "data/mbpp/validation.jsonl", "limit": 32},
     "abstracts": {"path": "data/pubmedqa/validation.jsonl", "limit": 12},
     "wikipedia": {"path": str(WIKIPEDIA), "limit": 5, "columns": {"text": "page"}},
@@ -28,11 +31,13 @@ GENERAL = {
 BATCH = 8
 
 
-def general_nll(model: Path) -> dict[str, float]:
-    """Mean NLL in nats a target token on each general set (first 1024 tokens of a row), fp32."""
+def general_nll(model: Path, domain: str) -> dict[str, float]:
+    """Mean NLL in nats a target token on each set outside ``domain`` (first 1024 tokens of a row), fp32."""
     subject = load_subject(model, device="cpu")
     values = {}
     for name, source in GENERAL.items():
+        if Path(source["path"]).parent.name == domain:
+            continue
         config = DataConfig.model_validate(
             {"train": [source], "validation_fraction": 0, "max_length": 1024, "too_long": "truncate", "cache_dir": None}
         )
@@ -49,6 +54,7 @@ def main() -> None:
     parser.add_argument("sweep", type=Path, help="the folder of an `entrodrop sweep`")
     parser.add_argument("results", type=Path, help="where the JSON files go")
     parser.add_argument("--journals-only", action="store_true", help="leave out the general text (tuning runs)")
+    parser.add_argument("--domain", default="gsm8k", help="what the runs train on")
     args = parser.parse_args()
     base: dict[str, dict[str, float]] = {}
     for log in tqdm(sorted((args.sweep / "runs").iterdir()), desc="runs"):
@@ -60,8 +66,9 @@ def main() -> None:
         if not args.journals_only:
             model = run.config["model"]["path"]
             if model not in base:
-                base[model] = general_nll(Path(model))
-            general = {"base": base[model], **{which: general_nll(log / which) for which in ("best", "last")}}
+                base[model] = general_nll(Path(model), args.domain)
+            trained = {which: general_nll(log / which, args.domain) for which in ("best", "last")}
+            general = {"base": base[model], **trained}
         arm, _, _ = log.name.rpartition("-seed")
         stored.save(target, arm.replace("_", " "), run, general)
     print(json.dumps(base, indent=1))

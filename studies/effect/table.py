@@ -28,7 +28,15 @@ BASELINES = [
     "plain", "weight decay", "hidden dropout", "hidden dropout 0.1", "NEFTune", "label smoothing", "random loss",
     "random input", "random input ramp", "random input + decay", "NEFTune + decay", "lowest loss", "EAFT", "DFT",
 ]  # fmt: skip
-FAMILIES = {"tiny": "small family", "tiny-added": "small family, second round", "real": "SmolLM2-135M"}
+FAMILIES = {
+    "tiny": "small family",
+    "tiny-added": "small family, second round",
+    "tiny-decay": "small family, stronger decay",
+    "tiny-mbpp": "small family, MBPP",
+    "tiny-pubmedqa": "small family, PubMedQA",
+    "tiny-lora": "small family, LoRA",
+    "real": "SmolLM2-135M",
+}
 REFERENCE = {"tiny-added": "NEFTune + decay"}  # by the plan; elsewhere the baseline with the lowest mean best NLL
 GUIDANCE = [  # the same dropping, guided by entropy and blind, each at its tuned setting
     ("entropy loss ramp", "random loss"),
@@ -60,6 +68,7 @@ def runs_table(folder: Path) -> pd.DataFrame:
                 "effective_epochs": summary.effective_epochs,
                 "forgetting_best": change["best"],
                 "forgetting_last": change["last"],
+                "tokens_per_second": one.run.metrics["tokens_per_second"].median(),
                 "curve": one.run.validation.set_index("epoch")["nll"],
             }
         )
@@ -96,6 +105,7 @@ def analyse(table: pd.DataFrame, reference: str | None) -> dict:
     means = table.drop(columns="curve").groupby("arm").mean()
     baselines = [arm for arm in means.index if arm in BASELINES]
     best = reference or means.loc[baselines, "best_nll"].idxmin()
+    speed = means["tokens_per_second"] / means.loc["plain" if "plain" in means.index else best, "tokens_per_second"]
     arms = []
     for arm in means.sort_values("best_nll").index:
         arms.append(
@@ -104,6 +114,7 @@ def analyse(table: pd.DataFrame, reference: str | None) -> dict:
                 "baseline": arm in BASELINES,
                 "seeds": sorted(table[table["arm"] == arm]["seed"].tolist()),
                 **means.loc[arm].drop("seed").to_dict(),
+                "relative_speed": speed[arm],
                 "best_nll_to_plain": difference(table, arm, "plain", "best_nll") if "plain" in means.index else None,
                 "best_nll_to_best_baseline": difference(table, arm, best, "best_nll"),
                 "degradation_to_best_baseline": difference(table, arm, best, "degradation"),
@@ -133,13 +144,14 @@ def arms_table(found: dict) -> str:
     """The family's table, best arm first; baselines in italics."""
     with_plain = found["arms"][0]["best_nll_to_plain"] is not None
     columns = ["arm", "best NLL", *(["to plain"] if with_plain else []), f"to {found['best_baseline']}", "best epoch"]
-    columns += ["final degradation", "useful epochs", "forgetting, best", "forgetting, last"]
+    columns += ["final degradation", "useful epochs", "forgetting, best", "forgetting, last", "speed"]
     lines = [_row(columns), _row(["---"] * len(columns))]
     for row in found["arms"]:
         cells = [f"*{row['arm']}*" if row["baseline"] else row["arm"], f"{row['best_nll']:.3f}"]
         cells += [_signed(row["best_nll_to_plain"])] if with_plain else []
         cells += [_signed(row["best_nll_to_best_baseline"]), f"{row['best_epoch']:.1f}", f"{row['degradation']:.3f}"]
         cells += [f"{row['effective_epochs']:.1f}", f"{row['forgetting_best']:+.3f}", f"{row['forgetting_last']:+.3f}"]
+        cells += [f"{row['relative_speed']:.2f}"]
         lines.append(_row(cells))
     return "\n".join(lines)
 
