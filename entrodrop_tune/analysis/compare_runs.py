@@ -52,7 +52,7 @@ class Group:
     seeds: list[Any]
     means: dict[str, Mean]
     censored: int
-    """Runs whose validation NLL never rose by 1 %: their useful epochs are a lower bound."""
+    """Runs whose validation NLL ended within 1 % of its best: their useful epochs are a lower bound."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Difference:
     p: float | None
     seeds_needed: int | None
     """Seeds a group to show a difference of this size with power 0.8; None: cannot be said, or over 1,000."""
-    outcome: Literal["better", "worse", "not shown", "one seed", "identical", "no data"]
+    outcome: Literal["better", "worse", "not shown", "one seed", "no spread", "identical", "no data"]
 
     @property
     def low(self) -> float | None:
@@ -222,7 +222,9 @@ def _outcome(difference: dict[str, Any], metric: str) -> Any:
     if value is None:
         return "no data"
     if p is None:
-        return "identical" if value == 0 else "one seed"
+        if value == 0:
+            return "identical"
+        return "one seed" if min(difference["n"]) < 2 else "no spread"
     if p >= 1 - CONFIDENCE:
         return "not shown"
     return "better" if (value > 0) == METRICS[metric][1] else "worse"
@@ -249,6 +251,9 @@ def verdict(d: Difference) -> str:
             f"{d.group}: {words} {size} {more} than {d.baseline}, with too few seeds to tell this from chance; run "
             "at least 3 seeds of each."
         )
+    if d.outcome == "no spread":
+        more = "higher" if d.value > 0 else "lower"
+        return f"{d.group}: {words} {size} {more} than {d.baseline} in every seed; without spread there is no test."
     needed = f"about {d.seeds_needed} would be needed" if d.seeds_needed else f"over {MAX_SEEDS:,} would be needed"
     return (
         f"No difference in {words} between {d.group} and {d.baseline} can be shown with {min(d.n)} seeds "

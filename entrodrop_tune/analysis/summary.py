@@ -25,9 +25,9 @@ class RunSummary:
     degradation: float | None
     """Final minus best validation NLL."""
     effective_epochs: float | None
-    """Epochs until validation NLL is 1% above its best, after the best; the whole run where that never happens."""
+    """Epochs until validation NLL is 1% above its best for good; the whole run where that never happens."""
     effective_censored: bool
-    """True where validation never rose by 1%: the effective length is at least what is given."""
+    """True where validation ended within 1% of its best: the effective length is at least what is given."""
     best_token_accuracy: float | None
     final_train_nll: float | None
     kept_fraction: float | None
@@ -79,7 +79,7 @@ def summarize(run: Run) -> RunSummary:
 
 
 def effective_length(validation: pd.DataFrame, margin: float = DEGRADED) -> tuple[float | None, bool]:
-    """Epochs until validation NLL, after its best, is ``margin`` above the best; linear between validations.
+    """Epochs until validation NLL is ``margin`` above its best and stays there; linear between validations.
 
     Returns the length and whether it is censored (the run ended before that happened).
     """
@@ -87,13 +87,12 @@ def effective_length(validation: pd.DataFrame, margin: float = DEGRADED) -> tupl
     if not len(rows):
         return None, False
     nll, epoch = rows["nll"].to_numpy(), rows["epoch"].to_numpy()
-    best = int(nll.argmin())
-    limit = nll[best] * (1 + margin)
-    for i in range(best + 1, len(nll)):
-        if nll[i] >= limit:
-            share = (limit - nll[i - 1]) / (nll[i] - nll[i - 1])
-            return float(epoch[i - 1] + share * (epoch[i] - epoch[i - 1])), False
-    return float(epoch[-1]), True
+    limit = nll.min() * (1 + margin)
+    last = int(np.flatnonzero(nll < limit)[-1])
+    if last == len(nll) - 1:
+        return float(epoch[-1]), True
+    share = (limit - nll[last]) / (nll[last + 1] - nll[last])
+    return float(epoch[last] + share * (epoch[last + 1] - epoch[last])), False
 
 
 def epoch_means(metrics: pd.DataFrame) -> pd.DataFrame:

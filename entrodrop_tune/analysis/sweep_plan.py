@@ -14,6 +14,12 @@ from entrodrop_tune.config import Section, load_mapping, validate
 from entrodrop_tune.errors import UserError, did_you_mean
 
 NAME_LENGTH = 80
+SET_BY_SWEEP = {
+    "seed": "list them under seeds, or give --seeds",
+    "output_dir": "give --output",
+    "resume": "it always goes on where it stopped",
+}
+"""Config keys that a sweep sets itself, and what to do instead."""
 
 
 class Size(Section):
@@ -58,7 +64,7 @@ class Plan(Section):
     domains: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Data sets, each a set of config keys: the whole plan is run, and compared, once for each."""
     baseline: str | None = None
-    """Arm the others are compared with; the first when omitted."""
+    """Group the others are compared with: an arm, with a grid the arm and its cell; the first when omitted."""
     metric: str = "best_nll"
     """What decides between arms."""
     evaluate: str | None = None
@@ -86,7 +92,8 @@ class Plan(Section):
         """The plan at one of its sizes.
 
         Raises:
-            UserError: the plan has no such size, or the size names an arm or a domain that is not there.
+            UserError: the plan has no such size, or the size names an arm or a domain that is not there, or limits
+                the rows of a plan without domains.
         """
         if size is None:
             return self
@@ -95,6 +102,8 @@ class Plan(Section):
         chosen = self.sizes[size]
         domains = _chosen(self.domains, chosen.domains, f'size "{size}" names the domain')
         if chosen.limit is not None:
+            if not domains:
+                raise UserError(f'size "{size}" has a limit, which applies to domains: the plan has none.')
             domains = {name: _limited(keys, chosen.limit) for name, keys in domains.items()}
         update: dict[str, Any] = {
             "arms": _chosen(self.arms, chosen.arms, f'size "{size}" names the arm'),
@@ -118,8 +127,15 @@ def _chosen(options: dict[str, Any], names: Sequence[str] | None, what: str) -> 
 
 def _limited(keys: dict[str, Any], limit: int) -> dict[str, Any]:
     """A domain's keys with fewer rows."""
-    fewer = {"data.train": limit, "data.validation": max(1, limit // 2)}
-    return {key: {"path": value, "limit": fewer[key]} if key in fewer else value for key, value in keys.items()}
+    rows = {"data.train": limit, "data.validation": max(1, limit // 2)}
+
+    def fewer(key: str, value: Any) -> Any:
+        if key not in rows:
+            return value
+        source = value if isinstance(value, dict) else {"path": value}
+        return {**source, "limit": min(rows[key], source.get("limit") or rows[key])}
+
+    return {key: fewer(key, value) for key, value in keys.items()}
 
 
 @dataclass(frozen=True)
@@ -202,8 +218,12 @@ def trials(plan: Plan) -> list[Trial]:
     """Every run of ``plan``: seeds innermost last, so that all arms have one seed before any has two.
 
     Raises:
-        UserError: two combinations would be the same run.
+        UserError: two combinations would be the same run; a key that the sweep sets itself; a baseline that is no
+            group of the plan.
     """
+    for key in itertools.chain(plan.overrides, plan.grid, *plan.arms.values()):
+        if key in SET_BY_SWEEP:
+            raise UserError(f'a sweep sets "{key}" itself: {SET_BY_SWEEP[key]}.')
     arms: list[tuple[str | None, dict[str, Any]]] = [*plan.arms.items()] or [(None, {})]
     combinations = [dict(zip(plan.grid, values, strict=True)) for values in itertools.product(*plan.grid.values())]
     found: dict[str, Trial] = {}
@@ -213,13 +233,16 @@ def trials(plan: Plan) -> list[Trial]:
                 ", ".join([*([arm] if arm else []), *(f"{_short(k, plan.grid)}={v}" for k, v in cell.items())]) or "all"
             )
             settings = {**own, **cell}
-            name = f"{_slug(group)}-seed{seed}"
+            name = f"{slug(group)}-seed{seed}"
             if name in found:
                 raise UserError(f'two runs of the sweep would be called "{name}": remove the repeated value or seed.')
             merged = {**plan.overrides, **settings, "seed": seed}
             recipe = str(merged.pop("recipe", plan.recipe))
             overrides = tuple(_override(key, value) for key, value in merged.items())
             found[name] = Trial(name, group, arm, settings, seed, recipe, overrides)
+    groups = dict.fromkeys(trial.group for trial in found.values())
+    if plan.baseline is not None and plan.baseline not in groups:
+        raise UserError(f'no group of the plan is its baseline "{plan.baseline}".{did_you_mean(plan.baseline, groups)}')
     return list(found.values())
 
 
@@ -228,7 +251,8 @@ def _short(key: str, grid: dict[str, Any]) -> str:
     return leaf if sum(other.rpartition(".")[2] == leaf for other in grid) == 1 else key
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """``text`` as a file name."""
     return re.sub(r"[^A-Za-z0-9.=_+-]+", "_", text).strip("_")[:NAME_LENGTH]
 
 

@@ -18,7 +18,7 @@ from entrodrop_tune.analysis.runs import Run, jsonable, load_run
 from entrodrop_tune.analysis.style import house_style, save_png, series_style
 from entrodrop_tune.analysis.summary import summarize
 from entrodrop_tune.analysis.sweep_plan import Plan, Trial
-from entrodrop_tune.analysis.sweep_run import Result
+from entrodrop_tune.analysis.sweep_run import Result, base_evaluation
 from entrodrop_tune.evaluation.results import EVAL_FILE, load_results
 from entrodrop_tune.evaluation.retention import retention_index
 
@@ -98,12 +98,11 @@ def _levels(fit: Any, design: pd.DataFrame, column: pd.Series, factor: str) -> l
 
 def _retention(output: Path, runs: Sequence[Run], trials: Sequence[Trial]) -> list[dict[str, Any]]:
     """Retention index of each group: mean over its runs; empty where nothing was evaluated."""
-    if not (output / "base_eval" / EVAL_FILE).is_file():
-        return []
-    base, rows = load_results(output / "base_eval"), []
+    rows = []
     for run, trial in zip(runs, trials, strict=True):
-        if (run.path / "eval" / EVAL_FILE).is_file():
-            found = retention_index(base, load_results(run.path / "eval"))
+        base, tuned = base_evaluation(output, run.config["model"]["path"]), run.path / "eval"
+        if (base / EVAL_FILE).is_file() and (tuned / EVAL_FILE).is_file():
+            found = retention_index(load_results(base), load_results(tuned))
             if found is not None and found.index is not None:
                 rows.append({"group": trial.group, "index": found.index.value})
     if not rows:
@@ -167,4 +166,5 @@ def write_overview(reports: Mapping[str, dict[str, Any]], plan: Plan, output: Pa
 
 
 def _baseline(plan: Plan, groups: Sequence[str]) -> str | None:
+    """The plan's, unless none of its runs is done."""
     return plan.baseline if plan.baseline in groups else None

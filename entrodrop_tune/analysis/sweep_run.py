@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pkgutil
 import runpy
 import shutil
 import subprocess
@@ -13,10 +14,13 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
+from entrodrop_tune import recipes
+from entrodrop_tune.analysis.compare_runs import METRICS
 from entrodrop_tune.analysis.runs import is_run_folder
-from entrodrop_tune.analysis.sweep_plan import Plan, Trial
-from entrodrop_tune.errors import UserError
-from entrodrop_tune.evaluation.results import EVAL_FILE
+from entrodrop_tune.analysis.sweep_plan import Plan, Trial, slug
+from entrodrop_tune.errors import UserError, did_you_mean
+from entrodrop_tune.evaluation.results import EVAL_FILE, load_results
+from entrodrop_tune.evaluation.suites import suite_tasks
 from entrodrop_tune.run_record import read_record
 from entrodrop_tune.training.engine import FINISHED, STOPPED_EARLY
 from entrodrop_tune.training.launch import EXIT_INTERRUPTED, FREE_TO_CHANGE, load_config
@@ -43,13 +47,20 @@ class Result:
         return asdict(self)
 
 
-def check_trials(todo: Sequence[Trial], output: Path, config: Path) -> None:
-    """Refuse a mistake in any trial's config, or a folder that holds another run, before the first trial starts.
+def check_trials(plan: Plan, todo: Sequence[Trial], output: Path, config: Path) -> None:
+    """Refuse a mistake in the plan or a trial's config, or a folder that holds another run, before the first starts.
 
     Raises:
         UserError: naming the key, or the folder and what differs.
     """
+    if plan.metric not in METRICS:
+        raise UserError(f'unknown metric "{plan.metric}".{did_you_mean(plan.metric, METRICS)}')
+    if plan.evaluate is not None:
+        suite_tasks(plan.evaluate)
+    known = [module.name for module in pkgutil.iter_modules(recipes.__path__)]
     for trial in todo:
+        if trial.recipe not in known:
+            raise UserError(f'there is no recipe "{trial.recipe}".{did_you_mean(trial.recipe, known)}')
         folder = output / "runs" / trial.name
         planned = load_config(config, _overrides(trial, folder)).model_dump(mode="json", by_alias=True)
         if not is_run_folder(folder):
@@ -155,13 +166,18 @@ def _last_words(log: Path) -> str:
     return (errors or lines or ["no output"])[-1][:500]
 
 
+def base_evaluation(output: Path, model: str) -> Path:
+    """Where a sweep keeps the evaluation of the untouched ``model``."""
+    return output / "base_eval" / slug(model)
+
+
 def _evaluated(result: Result, suite: str, output: Path) -> Result:
-    """Evaluate the untouched model once and the run's best checkpoint, where that is not done yet."""
+    """Evaluate the untouched model once and the run's best checkpoint, where that is not done yet on this suite."""
     folder = output / "runs" / result.trial.name
     base = read_record(folder)["config"]["model"]["path"]
     log = output / "logs" / f"{folder.name}-eval.log"
-    for model, target in ((Path(base), output / "base_eval"), (folder / "best", folder / "eval")):
-        if (target / EVAL_FILE).is_file():
+    for model, target in ((Path(base), base_evaluation(output, base)), (folder / "best", folder / "eval")):
+        if (target / EVAL_FILE).is_file() and load_results(target).suite == suite:
             continue
         command = [sys.executable, "-m", "entrodrop_tune.cli.main", "eval", str(model), "--suite", suite]
         try:

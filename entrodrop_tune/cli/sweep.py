@@ -57,8 +57,8 @@ def sweep(
     chosen = _plan(plan, size, config, recipe, grid or [], seeds, evaluate, overrides or [])
     file = find(chosen.config, configs(), "config").resolve()
     parts = {name: (part, trials(part)) for name, part in chosen.by_domain(domain).items()}
-    for name, (_, todo) in parts.items():
-        check_trials(todo, output / name if name else output, file)
+    for name, (part, todo) in parts.items():
+        check_trials(part, todo, output / name if name else output, file)
     if dry_run:
         for name, (_, todo) in parts.items():
             for trial in todo:

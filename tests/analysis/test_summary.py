@@ -16,6 +16,11 @@ def test_effective_length_is_where_validation_crosses_one_percent_above_its_best
     assert effective_length(curve([2.0, 1.5, 1.0, 1.04, 1.2])) == (pytest.approx(2.25), False)
 
 
+def test_effective_length_ends_where_validation_leaves_its_best_for_good():
+    # 1.02 is above the limit of 1.01, but 1.005 comes back under it, 0.005 of the 0.195 to 1.2 below it.
+    assert effective_length(curve([2.0, 1.0, 1.02, 1.005, 1.2])) == (pytest.approx(3 + 0.005 / 0.195), False)
+
+
 def test_effective_length_ignores_what_came_before_the_best():
     assert effective_length(curve([3.0, 1.0, 1.2, 0.9, 0.9])) == (4.0, True)
 

@@ -12,10 +12,12 @@ from typer.testing import CliRunner
 from entrodrop_tune.analysis.runs import load_runs
 from entrodrop_tune.analysis.sweep_plan import Plan, Size, parse_grid, parse_overrides, read_plan, trials
 from entrodrop_tune.analysis.sweep_report import build_sweep_report, main_effects, write_sweep_report
-from entrodrop_tune.analysis.sweep_run import Result
+from entrodrop_tune.analysis.sweep_run import Result, _evaluated, check_trials
+from entrodrop_tune.cli.catalog import configs
 from entrodrop_tune.cli.main import app
 from entrodrop_tune.config import load_mapping
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.evaluation.results import EvalResults, save_results
 from tests.analysis.synthetic import make_run
 
 PLAN = Plan(
@@ -112,6 +114,85 @@ def test_a_limited_size_takes_fewer_rows():
     }  # fmt: skip
 
 
+def test_a_limit_is_added_to_what_a_source_says_and_refused_without_domains():
+    domains = {"a": {"data.train": {"path": "a.jsonl", "limit": 100}, "data.validation": "v.jsonl"}}
+    plan = PLAN.model_copy(update={"domains": domains, "sizes": {"small": Size(limit=9), "large": Size(limit=500)}})
+    assert plan.sized("small").domains["a"]["data.train"] == {"path": "a.jsonl", "limit": 9}
+    assert plan.sized("large").domains["a"]["data.train"] == {"path": "a.jsonl", "limit": 100}
+    with pytest.raises(UserError, match='"small" has a limit'):
+        PLAN.model_copy(update={"sizes": {"small": Size(limit=9)}}).sized("small")
+
+
+@pytest.mark.parametrize("key", ["seed", "output_dir", "resume"])
+@pytest.mark.parametrize("where", ["overrides", "grid", "arms"])
+def test_keys_that_the_sweep_sets_are_refused(key, where):
+    value = {"overrides": {key: 1}, "grid": {key: (1, 2)}, "arms": {"plain": {key: 1}}}[where]
+    with pytest.raises(UserError, match=f'a sweep sets "{key}" itself'):
+        trials(PLAN.model_copy(update={where: value}))
+
+
+def test_a_baseline_must_be_a_group_of_the_plan():
+    assert trials(PLAN.model_copy(update={"baseline": "ease, lr=0.003"}))
+    with pytest.raises(UserError, match=r'baseline "plian".* Did you mean "plain"'):
+        trials(PLAN.model_copy(update={"baseline": "plian", "grid": {}}))
+    with pytest.raises(UserError, match='baseline "ease"'):  # with a grid, an arm is several groups
+        trials(PLAN.model_copy(update={"baseline": "ease"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"metric": "best_nl"}, 'metric "best_nl".* Did you mean "best_nll"'),
+        ({"evaluate": "quik"}, 'suite "quik".* Did you mean "quick"'),
+        ({"recipe": "lora_finetun"}, 'recipe "lora_finetun".* Did you mean "lora_finetune"'),
+    ],
+)
+def test_a_mistake_in_the_plan_is_refused_before_the_first_run(tmp_path, change, words):
+    plan = PLAN.model_copy(update=change)
+    with pytest.raises(UserError, match=words):
+        check_trials(plan, trials(plan), tmp_path, configs()["tiny"])
+
+
+def record_evaluations(monkeypatch, calls):
+    """Instead of `entrodrop eval`: note which model is scored on which suite, and write an evaluation of no items."""
+
+    def call(command, **_):
+        model, suite, target = command[4], command[6], Path(command[8])
+        calls.append((model, suite))
+        save_results(evaluation(suite), target)
+        return 0
+
+    monkeypatch.setattr("entrodrop_tune.analysis.sweep_run.subprocess.call", call)
+
+
+def evaluation(suite):
+    return EvalResults(
+        model={"path": "m", "base": "m", "adapter": None, "hash": "0", "parameters": 1},
+        suite=suite,
+        settings={},
+        versions={},
+        machine={},
+        started="",
+        seconds=0.0,
+        tasks={},
+    )
+
+
+def test_each_model_and_suite_has_its_own_evaluation(tmp_path, monkeypatch):
+    plan = Plan(title="t", config="tiny", grid={"model.path": ("models/a", "models/b")})
+    calls = []
+    record_evaluations(monkeypatch, calls)
+    for trial in trials(plan):
+        make_run(tmp_path / "runs" / trial.name, seed=0, config={"seed": 0, "model": {"path": trial.overrides[0][11:]}})
+    (tmp_path / "logs").mkdir()
+    for suite in ("quick", "quick", "general"):
+        for trial in trials(plan):
+            _evaluated(Result(trial, "done", f"runs/{trial.name}"), suite, tmp_path)
+    base = [call for call in calls if call[0].startswith("models/")]
+    assert base == [(f"models/{name}", suite) for suite in ("quick", "general") for name in "ab"]
+    assert len(calls) == 8  # and each run's best checkpoint as often; the second "quick" found everything done
+
+
 STUDIES = sorted(path for path in (Path(__file__).parents[2] / "studies").glob("*.yaml") if path.name != "base.yaml")
 
 
@@ -135,7 +216,7 @@ def finished(folder, plan, best):
     """Results and runs as if the sweep had run; ``best(trial)`` is a trial's best validation NLL."""
     results = []
     for trial in trials(plan):
-        config = {"seed": trial.seed, **trial.settings}
+        config = {"seed": trial.seed, "model": {"path": "models/a"}, **trial.settings}
         make_run(folder / "runs" / trial.name, seed=trial.seed, best=best(trial), noise=0.0, config=config)
         results.append(Result(trial, "done", f"runs/{trial.name}", 1.0))
     return results
