@@ -14,7 +14,7 @@ import numpy as np
 from entrodrop_tune.data.report import SourceReport
 from entrodrop_tune.data.sample import Sample
 
-VERSION = 1
+VERSION = 2
 """Raise when tokenisation changes meaning, so that old files are not reused."""
 
 

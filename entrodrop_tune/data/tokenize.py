@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from entrodrop_tune.data.conversation import Conversation, Message, RowError
 from entrodrop_tune.errors import UserError
 
+_NO_WORDS = "\0"
+"""Occurs in no template."""
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -113,7 +116,7 @@ class ConversationTokenizer:
         for index, message in enumerate(messages):
             content, start = message["content"].strip(), None
             if message["role"] == "assistant":
-                prefix = self._render(messages[:index], generation_prompt=True) if index else ""
+                prefix = self._preceding(messages, index)
                 if len(prefix) >= cursor and text.startswith(prefix):
                     start = cursor = len(prefix)
             at = text.find(content, cursor)
@@ -124,6 +127,14 @@ class ConversationTokenizer:
             if at >= 0:
                 cursor = at + len(content)
         return spans
+
+    def _preceding(self, messages: list[Message], index: int) -> str:
+        """What the model is given before it speaks as message ``index``."""
+        if index:
+            return self._render(messages[:index], generation_prompt=True)
+        # Many templates cannot render an empty conversation: take what they put before other words in its place.
+        opening = {**messages[0], "content": _NO_WORDS}
+        return self._render([opening, *messages[1:]]).partition(_NO_WORDS)[0]
 
     def _mark(
         self,

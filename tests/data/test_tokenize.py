@@ -107,6 +107,16 @@ def test_every_assistant_turn_is_learned_though_the_user_says_the_same(name):
     assert "72 in May" in second and second.endswith("<|im_end|>")
 
 
+@pytest.mark.parametrize("answer", ["Hello! I have 24 clips.", "You are", "assistant"])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_an_assistant_that_speaks_first_learns_its_words_alone(name, answer):
+    messages = [{"role": "assistant", "content": answer}, *ONE_TURN]
+    tokenizer, tokens = _tokenise(TEMPLATES[name], messages)
+    first, second = _runs(tokenizer, tokens)
+    assert first.replace("<|im_end|>", "").strip() == answer
+    assert "48/2 = 24 clips." in second and "How" not in second
+
+
 @pytest.mark.parametrize("name", [name for name in TEMPLATES if name != "no-end-token"])
 def test_tokens_are_those_of_the_rendered_conversation(name):
     tokenizer, tokens = _tokenise(TEMPLATES[name], TWO_TURNS)
