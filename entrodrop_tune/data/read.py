@@ -152,7 +152,7 @@ def _csv_rows(path: Path) -> Rows:
     csv.field_size_limit(MAX_LINE_BYTES)
     # Undecodable bytes survive as lone surrogates, so that they spoil their row and not the file.
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, restkey="", restval=None, strict=True)
+        reader = csv.DictReader(file, strict=True)
         while True:
             try:
                 row = next(reader)
@@ -166,9 +166,9 @@ def _csv_rows(path: Path) -> Rows:
             yield reader.line_num, _check_csv(row, len(reader.fieldnames or ()))
 
 
-def _check_csv(row: dict[str, Any], columns: int) -> dict[str, Any] | BadRow:
-    if "" in row or None in row.values():
-        found = columns + len(row.get("", ())) - sum(value is None for value in row.values())
+def _check_csv(row: dict[Any, Any], columns: int) -> dict[str, Any] | BadRow:
+    if None in row or None in row.values():  # fields beyond the header, or too few
+        found = columns + len(row.get(None, ())) - sum(value is None for value in row.values())
         return BadRow("malformed", f"{found} fields where the header names {columns}")
     if any("\udc80" <= char <= "\udcff" for value in row.values() for char in value):
         return BadRow("malformed", "not UTF-8")

@@ -191,6 +191,7 @@ def test_nothing_left_after_skipping(tokenizer, tmp_path):
     ("content", "reason"),
     [
         ("question,answer\nx,y,z\n", "3 fields where the header names 2"),
+        (",question,answer\n0,x,y,z\n", "4 fields where the header names 3"),
         ("question,answer\nx\n", "1 fields where the header names 2"),
         ('question,answer\n"x,y\n', "not CSV"),
         ("question,answer\ncaf\udce9,y\n", "not UTF-8"),

@@ -57,6 +57,12 @@ def test_every_format_gives_the_same_samples(load, tmp_path):
         assert all(np.array_equal(s.tokens, e.tokens) for s, e in zip(samples, expected, strict=True))
 
 
+def test_csv_with_the_unnamed_index_column_that_pandas_writes(load, tmp_path):
+    pd.DataFrame(ROWS).to_csv(tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_text().startswith(",question,answer\n")
+    assert _ids(load(tmp_path / "a.csv").train) == _ids(load(_write(tmp_path / "a.jsonl", ROWS)).train)
+
+
 def test_hub_data_set_by_name(load, monkeypatch):
     from datasets import Dataset
 
