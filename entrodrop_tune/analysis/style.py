@@ -108,10 +108,13 @@ def inline_svg(figure: Figure, name: str, alt: str) -> str:
         text = text.replace(colour, f"var(--{variable})")
     text = re.sub(r"font: ([^;\"]*?)'DejaVu Sans'[^;\"]*", r"font: \1var(--font)", text)
     label = alt.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")
+    # By a function: in a replacement given as text, a backslash in the label would be an escape.
     return re.sub(
         r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
-        rf'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="\1" role="img" '
-        rf'aria-label="{label}">',
+        lambda head: (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{head[1]}" role="img" aria-label="{label}">'
+        ),
         text,
         count=1,
     )

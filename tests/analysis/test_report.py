@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from entrodrop_tune.analysis.runs import load_run
+from entrodrop_tune.analysis.style import svg
 from entrodrop_tune.cli.main import app
 from entrodrop_tune.errors import UserError
 
@@ -76,6 +77,14 @@ def test_the_page_is_accessible_by_structure(single):
     assert all("scope" in attributes for tag, attributes in page.tags if tag == "th")
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
     assert drawings and all(svg["role"] == "img" and len(svg["aria-label"]) > 20 for svg in drawings)
+
+
+def test_what_a_figure_shows_is_said_as_it_is():
+    """A label of runs may hold a template's backslashes."""
+    drawing = svg(lambda axes: axes.plot([0, 1]), "one", alt='template=Q \\d+ \\1 \\g<0> & "more" is better')
+    (head,) = [attributes for tag, attributes in Page(drawing).tags if tag == "svg"]
+    assert head["aria-label"] == 'template=Q \\d+ \\1 \\g<0> & "more" is better'
+    assert len(head["viewbox"].split()) == 4
 
 
 def test_model_output_cannot_become_markup(single):
