@@ -20,7 +20,9 @@ class EntroDropLoss(nn.Module):
     Args:
         threshold: nats; tokens of lower entropy are candidates.
         drop_rate: probability of dropping a candidate. In ``eval()`` mode nothing is dropped.
-        num_output_chunks: pieces the decoder cuts its output into (torchtune reads this).
+        num_output_chunks: pieces for a loop of your own to have the decoder cut its output into
+            (``model.set_num_output_chunks``). torchtune's recipes do that for ``CEWithChunkedOutputLoss`` alone, which
+            they know by its class name: they hand this loss all logits in one tensor.
         ignore_index: label of positions that do not count.
     """
 
@@ -57,11 +59,12 @@ class EntroDropLoss(nn.Module):
         """Mean NLL over kept tokens; 0 with zero gradients when nothing is kept.
 
         Args:
-            logits: ``[B, T, V]``, or that cut along T into ``num_output_chunks`` pieces.
-            labels: ``[B, T]``, already shifted.
+            logits: ``[N, V]`` or ``[B, T, V]``, or the latter cut along T into pieces.
+            labels: ``[N]`` or ``[B, T]``, already shifted.
         """
-        pieces = [logits] if isinstance(logits, Tensor) else list(logits)
-        label_pieces = labels.split([piece.shape[1] for piece in pieces], dim=1)
+        whole = isinstance(logits, Tensor)
+        pieces = [logits] if whole else logits
+        label_pieces = [labels] if whole else labels.split([piece.shape[1] for piece in pieces], dim=1)
         results = [
             self.compute_cross_entropy(piece.reshape(-1, piece.shape[-1]), part.reshape(-1))
             for piece, part in zip(pieces, label_pieces, strict=True)

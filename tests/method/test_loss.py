@@ -31,6 +31,14 @@ def test_at_rate_zero_it_is_torchtunes_loss():
     assert torch.allclose(ours(logits, labels), theirs(chunks, labels))
 
 
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_flattened_as_torchtunes_recipes_hand_it_over(rate):
+    logits, labels = batch()
+    loss = EntroDropLoss(threshold=1.0, drop_rate=rate)
+    flat = loss(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1))
+    assert torch.equal(flat, loss(logits, labels))
+
+
 def test_drops_low_entropy_tokens_and_averages_over_the_rest():
     logits, labels = batch()
     loss = EntroDropLoss(threshold=1.0, drop_rate=1.0)

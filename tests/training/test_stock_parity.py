@@ -1,4 +1,7 @@
-"""With nothing dropped, 20 steps of our recipes give the losses of torchtune's own recipes on the same data."""
+"""With nothing dropped, 20 steps of our recipes give the losses of torchtune's own recipes on the same data.
+
+And with our loss set in torchtune's recipe they drop the same tokens.
+"""
 
 import importlib.util
 import json
@@ -152,6 +155,22 @@ def test_full_finetune(model, data, tmp_path):
     theirs, ours = stock_losses(recipe, stock), our_losses("full_finetune", config)
     assert len(ours) == len(theirs) == STEPS
     assert theirs[-1] < theirs[0] - 0.1, "the model did not learn, so agreement would mean nothing"
+    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=0, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_loss_for_stock_recipes_drops_what_ours_drop(data, tmp_path):
+    # Large weights: entropies on both sides of the threshold from the first step on.
+    model = tiny_model_dir(tmp_path / "model", tie_word_embeddings=False, initializer_range=0.4)
+    dropping = ["entrodrop.select=entropy", "entrodrop.threshold={nats: 3.8}", "entrodrop.drop_rate=1.0"]
+    config = our_config(model, data, tmp_path / "ours", *dropping)
+    stock = stock_config(config, tmp_path, {"_component_": "torchtune.models.llama2.llama2"})
+    stock.loss = {"_component_": "entrodrop_tune.method.EntroDropLoss", "threshold": 3.8, "drop_rate": 1.0}
+    recipe = stock_recipe("full_finetune_single_device", "FullFinetuneRecipeSingleDevice", stock)
+    recipe.setup(stock)
+    theirs, ours = stock_losses(recipe, stock), our_losses("full_finetune", config)
+    kept = [row["kept_fraction"] for row in lines(config.output_dir / "metrics.jsonl")]
+    assert 0 < min(kept) < max(kept) < 1
     torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=0, atol=1e-4)
 
 
