@@ -10,6 +10,7 @@ from torch import Tensor
 
 from entrodrop_tune.data.load import TrainingData
 from entrodrop_tune.data.sample import Sample, distinct_ids, hash_order
+from entrodrop_tune.errors import UserError
 from entrodrop_tune.method import IGNORE_INDEX
 
 Row = tuple[Sample, ...]
@@ -39,7 +40,11 @@ class Batch:
 
 
 def epoch_rows(data: TrainingData, seed: int, epoch: int) -> list[Row]:
-    """The sequences of one epoch in training order: weighted, with replay mixed in, shuffled, packed if asked."""
+    """The sequences of one epoch in training order: weighted, with replay mixed in, shuffled, packed if asked.
+
+    Raises:
+        UserError: a weight or the replay ratio is so small that an epoch holds no row of its source.
+    """
     ids = np.array([sample.id for sample in data.train], dtype=np.int64)
     samples = [data.train[i] for i in _weighted(ids, data.weights, seed, epoch)]
     samples += _replay(data, seed, epoch)
@@ -58,7 +63,7 @@ def _weighted(ids: NDArray[np.int64], weights: NDArray[np.float64], seed: int, e
     chosen = []
     for weight in np.unique(weights):
         members = np.flatnonzero(weights == weight)
-        count = round(float(weight) * len(members))
+        count = _rows_an_epoch("the weight of a source in data.train", float(weight), len(members))
         chosen.append(members[_cycle(ids[members], count, epoch, _WEIGHT, seed)])
     return np.concatenate(chosen)
 
@@ -66,9 +71,19 @@ def _weighted(ids: NDArray[np.int64], weights: NDArray[np.float64], seed: int, e
 def _replay(data: TrainingData, seed: int, epoch: int) -> list[Sample]:
     if data.config.replay is None:
         return []
-    count = round(data.config.replay.ratio * len(data.train))
+    count = _rows_an_epoch("data.replay.ratio", data.config.replay.ratio, len(data.train))
     ids = np.array([sample.id for sample in data.replay], dtype=np.int64)
     return [data.replay[i] for i in _cycle(ids, count, epoch, _REPLAY, seed)]
+
+
+def _rows_an_epoch(key: str, share: float, rows: int) -> int:
+    count = round(share * rows)
+    if count == 0:
+        raise UserError(
+            f"{key} is {share:g}: of {rows} training rows that rounds to no row an epoch. "
+            f"Set it to {1 / rows:.2g} or more, or leave the source out."
+        )
+    return count
 
 
 def _cycle(ids: NDArray[np.int64], count: int, epoch: int, tag: int, seed: int) -> NDArray[np.intp]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from entrodrop_tune.config import Section
 
@@ -53,8 +53,8 @@ class Source(Section):
     path: str
     """A .jsonl, .json, .csv or .parquet file, a folder written by ``datasets.save_to_disk``, or ``hf://ORG/NAME``."""
 
-    weight: Annotated[float, Field(gt=0.0)] = 1.0
-    """How often each row is seen per epoch: 0.5 takes another half each epoch, 2 shows every row twice."""
+    weight: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    """Training only. How often each row is seen per epoch: 0.5 takes another half each time, 2 shows all twice."""
 
     limit: Annotated[int, Field(ge=1)] | None = None
     """Only the first so many rows."""
@@ -89,7 +89,7 @@ Sources = Annotated[tuple[Source, ...], BeforeValidator(_as_sources), Field(min_
 class Replay(Source):
     """General data mixed in, so that the model forgets less."""
 
-    ratio: Annotated[float, Field(gt=0.0)] = 0.1
+    ratio: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 0.1
     """Replay samples per training sample in every epoch."""
 
 
@@ -105,7 +105,7 @@ class DataConfig(Section):
     validation_fraction: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Share of distinct training rows held out when ``validation`` is not given (0 = train without validation)."""
 
-    split_seed: int = 0
+    split_seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Chooses which rows are held out; the choice depends on their content, not on their order."""
 
     columns: Columns = Columns()
@@ -137,3 +137,11 @@ class DataConfig(Section):
 
     cache_dir: str | None = "~/.cache/entrodrop-tune"
     """Where tokenised data is kept, keyed by file content, tokenizer and settings; null keeps nothing."""
+
+    @field_validator("validation", "replay")
+    @classmethod
+    def _weight_is_for_training(cls, source: Source | None) -> Source | None:
+        # The neutral weight stays valid: run.json holds every key.
+        if source is not None and source.weight != 1.0:
+            raise ValueError("weight is for the sources of data.train (data.replay.ratio sets the share of replay)")
+        return source

@@ -218,6 +218,27 @@ def test_template_typo_gets_a_suggestion(tokenizer, tmp_path):
     assert "literal braces" in _refusal(path, tokenizer, template={"prompt": "Q: {question"})
 
 
+@pytest.mark.parametrize("section", ["validation", "replay"])
+def test_weight_where_it_would_mean_nothing_is_refused(section):
+    with pytest.raises(UserError, match=rf'"{section}" = .*weight is for the sources of data.train'):
+        validate(DataConfig, {"train": "x.jsonl", section: {"path": "y.jsonl", "weight": 0.5}})
+    assert validate(DataConfig, {"train": "x.jsonl", section: {"path": "y.jsonl", "weight": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("split_seed", {"split_seed": -1}),
+        ("split_seed", {"split_seed": 2**63}),
+        ("train.0.weight", {"train": [{"path": "x.jsonl", "weight": float("inf")}]}),
+        ("replay.ratio", {"replay": {"path": "y.jsonl", "ratio": float("inf")}}),
+    ],
+)
+def test_numbers_out_of_range_are_refused_by_key(key, value):
+    with pytest.raises(UserError, match=f'"{key}" = '):
+        validate(DataConfig, {"train": "x.jsonl", **value})
+
+
 def test_config_typo_gets_a_suggestion():
     with pytest.raises(UserError, match=r'unknown key "max_lenght"\. Did you mean "max_length"'):
         validate(DataConfig, {"train": "x.jsonl", "max_lenght": 4})

@@ -12,6 +12,7 @@ import torch
 from entrodrop_tune.config import validate
 from entrodrop_tune.data import DataConfig, Sample, collate, epoch_rows, load_data
 from entrodrop_tune.data.batches import pack
+from entrodrop_tune.errors import UserError
 from tests.tiny import tiny_dataset, tiny_tokenizer
 
 
@@ -80,6 +81,24 @@ def test_replay_is_mixed_in_and_shows_all_before_any_again(tmp_path):
     assert set(epochs[0]) != set(epochs[2])
     places = [k for k, i in enumerate(_flat(epoch_rows(data, seed=0, epoch=0))) if i in replay]
     assert max(places) - min(places) > 10
+
+
+@pytest.mark.parametrize(
+    ("rows", "weight", "least"), [(1, 0.5, "1"), (12, 0.02, "0.083")], ids=["never seen", "no step"]
+)
+def test_a_weight_that_rounds_to_no_row_is_refused(tmp_path, rows, weight, least):
+    light = {"path": str(tiny_dataset(tmp_path / "light.jsonl", rows, offset=500)), "weight": weight}
+    for train in ([light], [light, str(tiny_dataset(tmp_path / "full.jsonl", 10))]):
+        with pytest.raises(UserError, match=rf"data\.train is {weight}: of {rows} .* Set it to {least} or more"):
+            epoch_rows(_data(tmp_path, train=train), seed=0, epoch=0)
+
+
+def test_a_replay_ratio_that_rounds_to_no_row_is_refused(tmp_path):
+    general = str(tiny_dataset(tmp_path / "general.jsonl", 10, offset=500))
+    with pytest.raises(UserError, match=r"data\.replay\.ratio is 0\.01: of 40 .* Set it to 0\.025 or more"):
+        epoch_rows(_data(tmp_path, replay={"path": general, "ratio": 0.01}), seed=0, epoch=0)
+    enough = _data(tmp_path, replay={"path": general, "ratio": 0.025})
+    assert len(epoch_rows(enough, seed=0, epoch=0)) == 41
 
 
 def test_packing_keeps_every_sample_whole_and_fills_rows(tmp_path):
