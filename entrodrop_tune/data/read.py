@@ -110,6 +110,8 @@ def _parse_line(line: bytes) -> dict[str, Any] | BadRow:
         return BadRow("malformed", f"not JSON ({error.msg} at column {error.colno})")
     except RecursionError:
         return BadRow("malformed", "not JSON we can read (nested too deeply)")
+    except ValueError:
+        return BadRow("malformed", "not JSON we can read (a number has too many digits)")
     return _as_row(row)
 
 
@@ -129,7 +131,7 @@ def _json(path: Path, digest: str) -> Table:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"data file {path} is not UTF-8 (byte {error.start}).") from None
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of too many digits is a plain ValueError
         hint = " One object a line? Then name it .jsonl." if "Extra data" in str(error) else ""
         raise UserError(f"data file {path} is not JSON: {error}.{hint}") from None
     if not isinstance(content, list):
@@ -197,7 +199,10 @@ def _parquet(path: Path, digest: str) -> Table:
 def _from_disk(path: Path) -> Table:
     from datasets import load_from_disk
 
-    return _from_dataset(load_from_disk(str(path)), str(path))
+    try:
+        return _from_dataset(load_from_disk(str(path)), str(path))
+    except Exception as error:  # a file that is missing or damaged raises many unrelated types
+        raise UserError(f"data folder {path} is no whole saved data set: {_one_line(error)}") from None
 
 
 def _from_hub(source: Source) -> Table:
@@ -207,8 +212,11 @@ def _from_hub(source: Source) -> Table:
     try:
         return _from_dataset(load_dataset(name, source.subset, split=source.split), source.path)
     except Exception as error:  # the hub's client raises many unrelated types; each means "not available"
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot load {source.path} (split {source.split}) from the hub: {reason}") from None
+        raise UserError(f"cannot load {source.path} (split {source.split}) from the hub: {_one_line(error)}") from None
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _from_dataset(dataset: Any, name: str) -> Table:

@@ -45,8 +45,9 @@ class ConversationTokenizer:
             RowError: the chat template refuses the row, or nothing in it can be learned.
         """
         if isinstance(conversation, str):
-            return self._text(conversation)
-        tokens = self._chat(conversation) if self._has_template else self._plain(conversation)
+            tokens = self._text(conversation)
+        else:
+            tokens = self._chat(conversation) if self._has_template else self._plain(conversation)
         if not tokens.is_target[1:].any():
             raise RowError("empty", "no token is left to learn")
         return tokens

@@ -31,6 +31,7 @@ PAIR_ROWS = {
     "a number": ("malformed", b"17", "must be a JSON object, this is a number"),
     "null": ("malformed", b"null", "must be a JSON object, this is null"),
     "nested too deeply": ("malformed", b"[" * 100_000, "nested too deeply"),
+    "a number of 5000 digits": ("malformed", b'{"question": "x", "n": ' + b"7" * 5000 + b"}", "too many digits"),
     "not UTF-8": ("malformed", b'{"question": "caf\xe9", "answer": "y"}', "not UTF-8 (byte 17 is 0xe9)"),
     "NUL byte": ("malformed", b'{"question": "x\x00", "answer": "y"}', "not JSON"),
     "missing answer": ("malformed", b'{"question": "x"}', 'column "answer" is missing'),
@@ -160,6 +161,7 @@ def test_blank_lines_are_counted_and_do_not_shift_line_numbers(tokenizer, tmp_pa
         ("train.json", f"{GOOD}\n{OTHER}".encode(), "name it .jsonl"),
         ("train.json", b"[", "is not JSON"),
         ("train.json", b'["caf\xe9"]', "is not UTF-8"),
+        ("train.json", b"[" + b"7" * 5000 + b"]", "is not JSON"),
         ("train.parquet", b"PAR1 but not really", "is not Parquet"),
         ("train.jsonl", b"garbage\nmore garbage\n", "2 malformed"),
         ("train.jsonl", b'{"ask": "x", "reply": "y"}', "has the columns ask, reply, and none of the usual names"),
@@ -179,6 +181,11 @@ def test_missing_file_names_path_and_fix(tokenizer, tmp_path):
 
 def test_folder_is_no_file(tokenizer, tmp_path):
     assert "name a file in it" in _refusal(tmp_path, tokenizer)
+
+
+def test_folder_that_lost_its_data_is_refused(tokenizer, tmp_path):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    assert f"data folder {tmp_path} is no whole saved data set: " in _refusal(tmp_path, tokenizer)
 
 
 def test_nothing_left_after_skipping(tokenizer, tmp_path):

@@ -168,6 +168,11 @@ def test_plain_text_is_learned_whole_with_an_end():
     assert tokenizer.decode(tokens.ids) == "def add(a, b):<|im_end|>"
 
 
+def test_plain_text_that_is_only_the_end_makes_an_empty_row():
+    with pytest.raises(RowError, match="no token is left to learn"):
+        _tokenise(CHATML, "<|im_end|>")
+
+
 def _sentencepiece_tokenizer():
     """As Llama 2's and Gemma's: spaces become ▁, and one is put before the first word."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
