@@ -56,7 +56,7 @@ def compare(
     if output is not None:
         _write(comparisons, output, domain)
     if as_json:
-        print(json.dumps([comparison.to_dict() for comparison in comparisons], indent=2))
+        print(_json(comparisons))
         return
     for comparison in comparisons:
         print_comparison(comparison, every_metric)
@@ -75,13 +75,17 @@ def _kind(path: Path) -> str:
     raise UserError(f"{path} holds neither eval.json (from `entrodrop eval`) nor run.json (from a training run)")
 
 
+def _json(comparisons: "list[Comparison]") -> str:
+    return json.dumps([comparison.to_dict() for comparison in comparisons], indent=2, allow_nan=False)
+
+
 def _write(comparisons: "list[Comparison]", output: Path, domain: str) -> None:
     from entrodrop_tune.evaluation import render
     from entrodrop_tune.files import write_atomically
 
     sections = [render.comparison_markdown(comparison, every_metric=True) for comparison in comparisons]
     texts = {
-        "comparison.json": json.dumps([comparison.to_dict() for comparison in comparisons], indent=2) + "\n",
+        "comparison.json": _json(comparisons) + "\n",
         "comparison.md": "\n".join([*sections, render.markdown_table(*render.cost_table(comparisons, domain)), ""]),
         "comparison.html": render.comparison_html(comparisons, domain),
     }

@@ -77,7 +77,7 @@ def evaluate_model(
         return
     path = save_results(results, output)
     if as_json:
-        print(json.dumps(results.to_dict(), indent=2))
+        print(json.dumps(results.to_dict(), indent=2, allow_nan=False))
     else:
         from entrodrop_tune.evaluation.tables import print_results
 

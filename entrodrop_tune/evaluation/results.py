@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from entrodrop_tune.errors import UserError, first_problem
 from entrodrop_tune.files import write_atomically
@@ -19,12 +19,12 @@ class _Record(BaseModel):
 class MetricSummary(_Record):
     """A metric over a task's items, with its 95 % interval; ``chance``: what guessing scores, if known."""
 
-    value: float
-    ci_low: float
-    ci_high: float
+    value: FiniteFloat
+    ci_low: FiniteFloat
+    ci_high: FiniteFloat
     n: int
     higher_is_better: bool
-    chance: float | None = None
+    chance: FiniteFloat | None = None
 
 
 class TaskSummary(_Record):
@@ -57,8 +57,8 @@ class Item(_Record):
     task: str
     doc_id: int
     doc_hash: str
-    metrics: dict[str, float]
-    weights: dict[str, float] = Field(default_factory=dict)
+    metrics: dict[str, FiniteFloat]
+    weights: dict[str, FiniteFloat] = Field(default_factory=dict)
     cluster: str | None = None
     prediction: str | None = None
     target: str | None = None
@@ -92,10 +92,11 @@ class EvalResults(_Record):
 
 def save_results(results: EvalResults, folder: Path) -> Path:
     """Write ``items.jsonl``, then ``eval.json`` (whose presence means the evaluation is whole); returns the latter."""
+    summary = json.dumps(results.to_dict(), indent=2, allow_nan=False) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     lines = (item.model_dump_json(exclude_defaults=True) + "\n" for item in results.items)
     write_atomically(folder / ITEMS_FILE, "".join(lines))
-    write_atomically(folder / EVAL_FILE, json.dumps(results.to_dict(), indent=2) + "\n")
+    write_atomically(folder / EVAL_FILE, summary)
     return folder / EVAL_FILE
 
 

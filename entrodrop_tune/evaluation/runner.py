@@ -16,6 +16,7 @@ from entrodrop_tune.evaluation.models import ModelSource, chat_template_hash, co
 from entrodrop_tune.evaluation.program_check import require_working_sandbox
 from entrodrop_tune.evaluation.results import EvalResults, Item, ModelRecord, TaskSummary
 from entrodrop_tune.evaluation.suites import SuiteTask
+from entrodrop_tune.evaluation.summary import NonFiniteScore
 
 Progress = Callable[[str, int, int], None]
 
@@ -95,7 +96,12 @@ def _run_task(
     key = _cache_key(harness, task, limit)
     if cache and (stored := cache.load(key)):
         return stored.summary, stored.items
-    result = harness.run(task, limit, cache.requests_path(key) if cache else None)
+    try:
+        result = harness.run(task, limit, cache.requests_path(key) if cache else None)
+    except NonFiniteScore:
+        if cache:
+            cache.drop_requests(key)
+        raise
     if result and cache:
         cache.save(key, *result)
         cache.drop_requests(key)

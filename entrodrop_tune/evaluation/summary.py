@@ -1,7 +1,9 @@
 """From lm-eval's logged samples to items, and from items to metrics with intervals."""
 
+import math
 from typing import Any
 
+from entrodrop_tune.errors import UserError
 from entrodrop_tune.evaluation.results import Item, MetricSummary, TaskSummary
 from entrodrop_tune.evaluation.statistics import Interval, bootstrap_mean, wilson
 
@@ -9,6 +11,10 @@ _MAX_TEXT = 4000  # characters of a prediction kept
 # Monotone functions of bits_per_byte: the same information, and no mean over items.
 _REDUNDANT = frozenset({"word_perplexity", "byte_perplexity"})
 _LN2 = 0.6931471805599453
+
+
+class NonFiniteScore(UserError):
+    """A model gives likelihoods that are no numbers: nothing can be said of it."""
 
 
 def item_scores(task: str, samples: list[dict[str, Any]], cluster: str | None) -> list[Item]:
@@ -63,7 +69,11 @@ def summarise(
 
     ``higher_is_better`` and ``chance`` are keyed by the metric's name without filter; ``fields`` are the other
     fields of ``TaskSummary``.
+
+    Raises:
+        NonFiniteScore: a score is NaN or infinite.
     """
+    _refuse_non_finite(items)
     metrics = {}
     for name in items[0].metrics:
         plain = name.split(",")[0]
@@ -77,6 +87,16 @@ def summarise(
             chance=chance.get(plain),
         )
     return TaskSummary(n=len(items), metrics=metrics, **fields)
+
+
+def _refuse_non_finite(items: list[Item]) -> None:
+    for item in items:
+        for name, value in item.metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteScore(
+                    f"{item.task}, item {item.doc_id}: {name} is {value}. The model gives non-finite likelihoods: its"
+                    " weights are damaged, or overflow in this --dtype (try --dtype fp32)."
+                )
 
 
 def _interval(items: list[Item], name: str) -> Interval:

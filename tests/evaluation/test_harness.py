@@ -26,6 +26,7 @@ from entrodrop_tune.evaluation.runner import evaluate
 from entrodrop_tune.evaluation.suites import SUITES, suite_tasks
 from entrodrop_tune.evaluation.task_data import load_rows
 from entrodrop_tune.evaluation.training_cost import training_cost
+from tests.evaluation.builders import evaluation
 from tests.tiny import tiny_model_dir
 
 CPU = Settings(dtype="fp32", device="cpu", batch_size="4")
@@ -202,6 +203,31 @@ def test_a_damaged_cache_file_is_computed_again(model, tmp_path):
     (file,) = tmp_path.glob("*/*.json")
     file.write_text(file.read_text()[:-20])
     assert values(run(model, "entrodrop_piqa", cache=cache)) == values(first)
+
+
+@pytest.mark.parametrize("suite", ["entrodrop_piqa", "entrodrop_gsm8k_nll"])
+def test_a_model_of_nan_is_refused_and_leaves_nothing(command, model, tmp_path, suite):
+    network = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        network.model.norm.weight[0] = math.nan
+    network.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "broken")
+    options = ["--suite", suite, "--limit", 2, "--cache", tmp_path / "cache", "--device", "cpu"]
+    code, output, errors = command("eval", tmp_path / "broken", *options, "--output", tmp_path / "out", "--json")
+    assert code == 2 and output == ""
+    assert errors.splitlines()[-1].startswith(f"error: {suite}, item 0: ")
+    assert "non-finite likelihoods" in errors.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+    assert [file for file in tmp_path.glob("cache/**/*") if file.is_file()] == []
+
+
+@pytest.mark.parametrize("bad", ["NaN", "Infinity"])
+@pytest.mark.parametrize("name", ["eval.json", "items.jsonl"])
+def test_scores_that_are_no_numbers_are_refused_when_read(tmp_path, name, bad):
+    save_results(evaluation("m", {"t": {"scores": [0.125, 0.125], "metric": "bits_per_byte"}}), tmp_path)
+    (tmp_path / name).write_text((tmp_path / name).read_text().replace("0.125", bad))
+    with pytest.raises(UserError, match=rf"{name}.* malformed: .*bits_per_byte.*finite number"):
+        load_results(tmp_path)
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def test_any_evaluation(originals, name, side):
             found = load_results(folder)
             pair = (found, good) if side == "base" else (good, found)
             comparison = compare_evaluations(*pair)
-            json.dumps(comparison.to_dict())
+            json.dumps(comparison.to_dict(), allow_nan=False)
             render.comparison_markdown(comparison, every_metric=True)
             render.cost_table([comparison])
         except UserError as error:
