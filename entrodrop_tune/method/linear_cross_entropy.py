@@ -28,7 +28,7 @@ class LossOutput(NamedTuple):
     loss_sum: Tensor
     """Scalar, differentiable: sum of weight * loss over kept rows. Divide by the *global* kept or valid count."""
     kept: Tensor
-    """int64 scalar: rows with a weight above 0. When it is 0, ``loss_sum`` is 0 and so is every gradient."""
+    """int64 scalar: rows whose weight is not 0. When it is 0, ``loss_sum`` is 0 and so is every gradient."""
     valid: Tensor
     """int64 scalar: rows whose label is not ignored."""
     weight_sum: Tensor
@@ -87,7 +87,8 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: shapes or dtypes do not fit, a label lies outside the vocabulary, an option outside its range, or
-            ``select`` returned something other than ``[n]`` bool or non-negative float.
+            ``select`` returned something other than ``[n]`` bool or non-negative float. Where a row's own statistics
+            are not finite, its weight may be nan: then so is ``loss_sum``.
     """
     _check(hidden, weight, labels, ignore_index, chunk_size, label_smoothing)
     device = hidden.device.type
@@ -190,7 +191,8 @@ class _Pass:
                 f"got {chosen.dtype} {tuple(chosen.shape)}"
             )
         weights = chosen.to(statistics.nll.dtype)
-        if not bool((weights >= 0).all()):
+        measured = statistics.nll.isfinite() & entropy.isfinite()
+        if bool(((weights < 0) | (weights.isnan() & measured)).any()):
             raise ValueError("select returned a weight that is negative or nan")
         return weights
 
@@ -242,7 +244,7 @@ class _Pass:
         return self.grad_weight
 
     def output(self) -> tuple[Tensor, ...]:
-        keep = self.weights > 0
+        keep = self.weights != 0  # a weight that is nan included: it must show in the sum
         # Dropped rows may hold anything, nan included: select, do not multiply.
         loss_sum = torch.where(keep, self.weights * self.loss, 0.0).sum()
         valid = torch.tensor(self.rows.numel(), device=keep.device)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from entrodrop_tune.method import linear_cross_entropy
+from entrodrop_tune.method import SELECTION_MODES, TokenSelector, linear_cross_entropy
 from entrodrop_tune.method import tiles as tiles_module
 from tests.method import oracle
 from tests.method.problems import fixed, problem, relative
@@ -224,12 +224,26 @@ def test_deterministic():
         (lambda p: {"select": lambda e, n, r: e[:-1] > 0}, "select must return"),
         (lambda p: {"select": lambda e, n, r: r}, "select must return"),
         (lambda p: {"select": lambda e, n, r: -e}, "negative or nan"),
+        (lambda p: {"select": lambda e, n, r: e * torch.nan}, "negative or nan"),
     ],
 )
 def test_refusals(change, message):
     p = problem()
     with pytest.raises(ValueError, match=message):
         linear_cross_entropy(**{**p._asdict(), **change(p)})
+
+
+@pytest.mark.parametrize("mode", SELECTION_MODES)
+def test_a_broken_row_shows_in_the_loss_whatever_the_rule(mode):
+    """One row of nan, as a diverged model gives: the caller is to see it, and decide."""
+    hidden, weight, labels = torch.randn(6, 4), torch.randn(9, 4), torch.arange(6)
+    hidden[2] = torch.nan
+    rule = TokenSelector(mode).at(0, threshold=1.0, drop_rate=0.5, candidate_fraction=0.5)
+    select = rule.bind(torch.arange(6), torch.arange(6))
+    output = linear_cross_entropy(hidden.requires_grad_(), weight, labels, select)
+    output.loss_sum.backward()
+    assert output.loss_sum.isnan() and output.keep[2] and hidden.grad[2].isnan().all()
+    assert hidden.grad[[0, 1, 3, 4, 5]].isfinite().all()
 
 
 def test_ignore_index_is_configurable():
