@@ -1,5 +1,6 @@
 """Which tasks a suite runs, and how many items of each."""
 
+import math
 from dataclasses import dataclass
 
 from entrodrop_tune.errors import UserError, did_you_mean
@@ -47,6 +48,8 @@ SUITES: dict[str, tuple[SuiteTask, ...]] = {
 def suite_tasks(suite: str, limit: int | None = None) -> tuple[SuiteTask, ...]:
     """The tasks of ``suite`` (names of suites or of tasks, joined by commas), each at most ``limit`` items.
 
+    A task that several of them name has the largest of its limits, in whatever order they stand.
+
     Raises:
         UserError: an unknown suite.
     """
@@ -55,7 +58,7 @@ def suite_tasks(suite: str, limit: int | None = None) -> tuple[SuiteTask, ...]:
         if name not in SUITES and not name.startswith("entrodrop_"):
             raise UserError(f'no suite "{name}".{did_you_mean(name, SUITES)}')
         for task in SUITES.get(name, (SuiteTask(name),)):
-            tasks.setdefault(task.name, task)
+            tasks[task.name] = max(task, tasks.get(task.name, task), key=lambda one: one.limit or math.inf)
     if not tasks:
         raise UserError(f"--suite is empty: choose from {', '.join(SUITES)}")
     if limit is None:

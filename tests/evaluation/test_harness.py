@@ -314,6 +314,14 @@ def test_unknown_names_are_met_with_the_nearest(model):
         Harness(resolve_model(model), CPU).prepare("entrodrop_piqaa")
 
 
+@pytest.mark.parametrize("suite", ["quick,math", "math,quick", "entrodrop_gsm8k_nll,quick,math"])
+def test_joined_suites_are_never_shorter_than_each_alone(suite):
+    joined = {task.name: task.limit for task in suite_tasks(suite)}
+    assert all(joined[task.name] is None for task in SUITES["math"])
+    assert joined["entrodrop_piqa"] == 64  # in quick alone
+    assert {task.limit for task in suite_tasks(suite, limit=5)} == {5}
+
+
 def test_command_prints_json_alone(command, model, tmp_path):
     options = ["--suite", "entrodrop_piqa", "--limit", 1, "--output", tmp_path, "--no-cache", "--device", "cpu"]
     code, output, _ = command("eval", model, *options, "--json")
