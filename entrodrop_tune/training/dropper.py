@@ -5,6 +5,7 @@ and its own coin. What the step saw enters the estimate afterwards, in :meth:`To
 at remembered values (site input, another source, another scope) they change between epochs only.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -127,6 +128,7 @@ class TokenDropper:
         valid = batch.labels.flatten() != IGNORE_INDEX
         values = self.selector.statistic(output.entropy, output.nll)
         nll = output.nll[valid]
+        nll = nll[nll.isfinite()]  # a step that is skipped must not spoil the mean
         self._step_nll += torch.stack([nll.double().sum(), torch.tensor(nll.numel(), device=nll.device)]).cpu()
         if not self.remembers:
             self.sketch.update(values[valid])
@@ -143,7 +145,7 @@ class TokenDropper:
     def see_validation(self, nll: float) -> None:
         """Compare a validation with the training since the one before: what adaptive strength goes by."""
         total, tokens = self._training_nll.tolist()
-        if tokens:
+        if tokens and math.isfinite(nll):
             self.gap = nll - total / tokens
         self._training_nll.zero_()
 
@@ -209,13 +211,13 @@ class TokenDropper:
             known = self.cache.get(sample_id)
             if known is not None:
                 known = _ranks(known) if self.config.scope == "sample" else known
-                values[row, at] = known.to(values.device)[batch.positions[row, at]]
+                values[row, at] = known.to(values.device)
         return values.masked_fill(batch.labels == IGNORE_INDEX, torch.nan)
 
     def _remember(self, batch: Batch, values: Tensor) -> None:
         values = values.view(batch.tokens.shape).detach().half().cpu()
         for row, sample_id, at in _samples_in(batch):
-            measured = values[row, at.cpu()]
+            measured = values[row, at]
             if measured.isfinite().any():  # a row that only keeps a collective company measures nothing
                 self._fresh[sample_id] = measured
 
@@ -226,12 +228,13 @@ class TokenDropper:
         return torch.where(self._noise_at.unsqueeze(-1), noise, output)
 
 
-def _samples_in(batch: Batch) -> Iterator[tuple[int, int, Tensor]]:
-    """``(row, sample id, bool [T] where that sample lies)`` for each sample of a batch."""
-    for row, ids in enumerate(batch.sample_ids):
-        for sample_id in ids.unique().tolist():
-            if sample_id >= 0:
-                yield row, sample_id, ids == sample_id
+def _samples_in(batch: Batch) -> Iterator[tuple[int, int, slice]]:
+    """``(row, sample id, where in the row)`` for each sample of a batch; one that is there twice comes twice."""
+    for row, (ids, positions) in enumerate(zip(batch.sample_ids.cpu(), batch.positions.cpu(), strict=True)):
+        starts = (positions == 0).nonzero().squeeze(1).tolist()
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            if ids[start] >= 0:
+                yield row, int(ids[start]), slice(start, end)
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -32,9 +32,9 @@ def values(seed: int) -> torch.Tensor:
     return torch.rand(BATCH.labels.shape, generator=torch.Generator().manual_seed(seed)) + 0.1
 
 
-def output(entropy: torch.Tensor, nll: torch.Tensor) -> LossOutput:
-    entropy, nll = (x.flatten().masked_fill(~TARGETS.flatten(), torch.nan) for x in (entropy, nll))
-    ones = TARGETS.flatten()
+def output(entropy: torch.Tensor, nll: torch.Tensor, targets: torch.Tensor = TARGETS) -> LossOutput:
+    ones = targets.flatten()
+    entropy, nll = (x.flatten().masked_fill(~ones, torch.nan) for x in (entropy, nll))
     zero = torch.tensor(0.0)
     return LossOutput(zero, ones.sum(), ones.sum(), ones.sum(), entropy, nll, ones, ones.float(), None)
 
@@ -124,6 +124,44 @@ def test_strength_follows_the_gap_between_validation_and_training():
     rates.append(part.drop_rate)
     # No validation yet; gap 0; half of 0.5; above it; below 0.
     assert rates == pytest.approx([0.0, 0.0, 0.4, 0.8, 0.0])
+
+
+def test_a_skipped_step_leaves_the_strength_finite():
+    part = dropper(full_at_gap=0.5, drop_rate=0.8)
+    broken = torch.ones_like(values(1))
+    broken[0] = torch.nan
+    for nll in (broken, torch.ones_like(broken)):
+        part.observe(BATCH, output(values(1), nll))
+        part.commit(WORLD)
+    part.see_validation(1.25)
+    assert part.gap == pytest.approx(0.25), "over the tokens that could be measured"
+    part.observe(BATCH, output(values(1), broken))
+    part.commit(WORLD)
+    part.see_validation(math.nan)
+    part.begin_step(1, 1)
+    assert part.drop_rate == pytest.approx(0.4), "the last gap that is a number"
+
+
+@pytest.mark.parametrize("scope", ["run", "sample"])
+def test_a_sample_twice_in_one_packed_row_is_remembered_once(scope):
+    """As with ``weight: 2`` and packing: each copy is dropped by what the sample alone would be remembered by."""
+    first, second = SAMPLES
+    row = collate([(first, second, first)], pad_id=0)
+    pieces = [(0, 0, 9), (1, 9, 23), (0, 23, 32)]
+
+    def packed(values: torch.Tensor) -> torch.Tensor:
+        return torch.cat([values[sample, : end - start] for sample, start, end in pieces]).unsqueeze(0)
+
+    kept = []
+    for batch, laid_out in ((BATCH, lambda values: values), (row, packed)):
+        part = dropper(source="average", scope=scope)
+        before_training(part, values(1), values(9))
+        part.observe(batch, output(laid_out(values(2)), laid_out(values(3)), batch.labels != -100))
+        part.end_epoch(WORLD)
+        part.begin_step(1, 1)
+        rows = torch.arange(batch.labels.numel())
+        kept.append(part.rule(batch)(rows, rows, rows).view(batch.labels.shape))
+    assert torch.equal(kept[1], packed(kept[0])) and not kept[1].all()
 
 
 @pytest.mark.parametrize("config", [{"source": "average"}, {"full_at_gap": 1.0}, {"scope": "sample", "site": "both"}])
