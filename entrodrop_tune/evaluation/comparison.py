@@ -143,9 +143,11 @@ def _row(pairs: Sequence[tuple[Item, Item]], task: str, summary: TaskSummary, me
         delta, error = proportions.interval, proportions.standard_error
         test, p = "McNemar", mcnemar_p(before, after)
     else:
-        scaled = (after - before) * weights / weights.mean()
-        delta, error = paired_bootstrap(before, after, weights, clusters, seed), mean_standard_error(scaled, clusters)
-        test, p = "sign flip", sign_flip_p(scaled, clusters, seed)
+        shares = weights / weights.mean()
+        delta = paired_bootstrap(before, after, weights, clusters, seed)
+        # A ratio's residuals: each difference from the ratio, not each term from their mean (delta method).
+        error = mean_standard_error((after - before - delta.value) * shares, clusters)
+        test, p = "sign flip", sign_flip_p((after - before) * shares, clusters, seed)
     return Row(
         task=task,
         group=summary.group,

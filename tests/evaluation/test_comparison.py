@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from entrodrop_tune.errors import UserError
@@ -57,6 +58,27 @@ def test_deltas_are_differences_of_the_summaries():
         assert (found.base, found.tuned) == pytest.approx((before, after))
         assert found.delta == pytest.approx(after - before)
         assert found.ci_low < found.delta < found.ci_high
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+def test_the_detectable_change_of_a_ratio_is_that_of_its_jackknife(clustered):
+    """Items of unlike size that all change by nearly the same: the ratio is sure, though its terms are not alike."""
+    rng = np.random.default_rng(2)
+    n = 120
+    sizes, before = rng.integers(20, 800, n).astype(float), rng.gamma(4, 0.2, n)
+    change = -0.3 + rng.normal(0, 0.02, n) + np.repeat(rng.normal(0, 0.02, n // 4), 4)
+    spec = {"metric": "bits_per_byte", "higher": False, "weights": sizes.tolist()}
+    units = np.arange(n) // 4 if clustered else np.arange(n)
+    if clustered:
+        spec["clusters"] = units.astype(str).tolist()
+    base, tuned = (
+        evaluation(name, {"t": {**spec, "scores": scores.tolist()}})
+        for name, scores in (("base", before), ("tuned", before + change))
+    )
+    without = [np.average(change[units != unit], weights=sizes[units != unit]) for unit in np.unique(units)]
+    error = np.sqrt((len(without) - 1) * np.var(without))
+    expected = (stats.norm.ppf(0.975) + stats.norm.ppf(0.8)) * error
+    assert row(compare_evaluations(base, tuned), "t").detectable == pytest.approx(expected, rel=0.03)
 
 
 def test_holm_counts_the_primary_metrics():
