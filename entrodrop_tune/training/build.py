@@ -73,6 +73,7 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
         _refuse_what_needs_validation(config)
     padding = pad_id(tokenizer)
     schedule = BatchSchedule(data, config.seed, config.epochs, config.global_batch(world.size))
+    dropper = TokenDropper(config.entrodrop, config.seed, config.epochs, schedule.total_steps, padding)
 
     torch.manual_seed(config.seed)
     decoder = build_decoder(config, world, weights_from)
@@ -82,12 +83,12 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
         label_smoothing=config.regularization.label_smoothing,
         kl_to_base=config.regularization.kl_to_base,
         base=_frozen_base(config, world),
+        normalizer=dropper.normalizer,
     )
     _wrap(model, config)
     if world.size > 1:
         shard(model, world, mixed_precision=config.dtype == "bf16-mixed")
 
-    dropper = TokenDropper(config.entrodrop, config.seed, config.epochs, schedule.total_steps, padding)
     dropper.attach(decoder.tok_embeddings)
     optimizer = build_optimizer(config.optimizer, [p for p in decoder.parameters() if p.requires_grad])
     lr_scheduler = build_lr_scheduler(config.lr_scheduler, optimizer, schedule.total_steps)

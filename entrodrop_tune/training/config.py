@@ -96,7 +96,8 @@ class RegularizationConfig(Section):
     neftune_noise_alpha: float = Field(0.0, ge=0)
     """NEFTune: uniform noise of scale ``alpha / sqrt(length * dim)`` on the input embeddings; 0 is off."""
     kl_to_base: float = Field(0.0, ge=0)
-    """Weight of KL(base || model) in nats a target token; 0 is off."""
+    """Weight of KL(base || model) in nats a counted token (a dropped one gives none, a soft one its weight's share); 0
+    is off."""
 
 
 class ValidationConfig(Section):

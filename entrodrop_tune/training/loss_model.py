@@ -26,8 +26,10 @@ class LossModel(nn.Module):
         decoder: the model that is trained.
         autocast: compute in bf16 while trained weights stay in fp32.
         label_smoothing: share of the target spread over the vocabulary.
-        kl_to_base: weight of KL(base || model) in nats a kept token.
+        kl_to_base: weight of KL(base || model) in nats a counted token: dropped ones give none.
         base: frozen copy for the KL term; None means the decoder with its adapters switched off.
+        normalizer: attribute of :class:`LossOutput` that the sum will be divided by. Where that is ``weight_sum``, a
+            row's KL has the row's weight, so that ``kl_to_base`` means the same.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class LossModel(nn.Module):
         label_smoothing: float = 0.0,
         kl_to_base: float = 0.0,
         base: TransformerDecoder | None = None,
+        normalizer: str = "kept",
     ) -> None:
         super().__init__()
         self.decoder = decoder
@@ -45,6 +48,7 @@ class LossModel(nn.Module):
         self.autocast = autocast
         self.label_smoothing = label_smoothing
         self.kl_to_base = kl_to_base
+        self.normalizer = normalizer
 
     def forward(
         self,
@@ -68,7 +72,8 @@ class LossModel(nn.Module):
             )
             if self.training and self.kl_to_base:
                 base_hidden, base_weight = self._base_states(tokens, mask, positions)
-                kl = _linear_kl(hidden, weight, base_hidden.flatten(0, 1), base_weight, output.keep)
+                share = output.weights if self.normalizer == "weight_sum" else output.keep.float()
+                kl = _linear_kl(hidden, weight, base_hidden.flatten(0, 1), base_weight, share)
                 output = output._replace(loss_sum=output.loss_sum + self.kl_to_base * kl)
         return output
 
@@ -78,8 +83,11 @@ class LossModel(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if self.base is not None:
             return hidden_states(self.base, tokens, mask=mask, input_pos=positions), output_weight(self.base)
+        self.decoder.eval()  # no dropout and no noise: the base is a fixed model
         with disable_adapter(self.decoder):
-            return hidden_states(self.decoder, tokens, mask=mask, input_pos=positions), output_weight(self.decoder)
+            states = hidden_states(self.decoder, tokens, mask=mask, input_pos=positions), output_weight(self.decoder)
+        self.decoder.train()
+        return states
 
 
 def _linear_kl(
@@ -87,19 +95,19 @@ def _linear_kl(
     weight: torch.Tensor,
     base_hidden: torch.Tensor,
     base_weight: torch.Tensor,
-    keep: torch.Tensor,
+    share: torch.Tensor,
 ) -> torch.Tensor:
-    """Sum over kept rows of KL(base || model) in nats; a chunk of logits at a time, recomputed in the backward."""
+    """Sum of ``share [N]`` * KL(base || model) in nats; a chunk of logits at a time, recomputed in the backward."""
 
-    def chunk_kl(h: torch.Tensor, base_h: torch.Tensor) -> torch.Tensor:
+    def chunk_kl(h: torch.Tensor, base_h: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
         model = F.linear(h, weight).float().log_softmax(-1)
         base = F.linear(base_h, base_weight).float().log_softmax(-1)
-        return F.kl_div(model, base, reduction="sum", log_target=True)
+        return (F.kl_div(model, base, reduction="none", log_target=True).sum(-1) * share).sum()
 
-    rows = keep.nonzero().squeeze(1)
+    rows = share.nonzero().squeeze(1)
     total = hidden.new_zeros((), dtype=torch.float32)
     for chunk in rows.split(KL_CHUNK_TOKENS):
-        total = total + checkpoint(chunk_kl, hidden[chunk], base_hidden[chunk], use_reentrant=False)
+        total = total + checkpoint(chunk_kl, hidden[chunk], base_hidden[chunk], share[chunk], use_reentrant=False)
     return total
 
 

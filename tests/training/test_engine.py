@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from entrodrop_tune.data import collate, load_data
 from entrodrop_tune.errors import UserError
-from entrodrop_tune.models import ModelConfig, load_model, load_tokenizer
+from entrodrop_tune.method import TokenSelector
+from entrodrop_tune.models import AdapterConfig, ModelConfig, load_model, load_tokenizer
 from entrodrop_tune.training import launch
 from entrodrop_tune.training.build import build
 from entrodrop_tune.training.distributed import World
@@ -228,6 +229,45 @@ def test_kl_keeps_the_model_near_its_base(train):
     )
     moved = [abs(rows[-1]["nll"] - rows[0]["nll"]) for rows in (held, free)]
     assert moved[0] < 0.5 * moved[1]
+
+
+TOKENS = torch.arange(48).view(2, 24) % 40
+PLACES = torch.arange(24).expand(2, 24)
+
+
+def loss_model(path, adapter=None, **options) -> LossModel:
+    config = ModelConfig(path=str(path), hidden_dropout=options.pop("hidden_dropout", 0.0))
+    frozen = load_model(ModelConfig(path=str(path))).requires_grad_(False) if adapter is None else None
+    return LossModel(load_model(config, adapter), base=frozen, kl_to_base=1.0, **options)
+
+
+def test_the_base_that_adapters_are_held_to_has_no_dropout(lively_model):
+    """A fresh adapter changes nothing, so its KL is that of the full model, whose base is a copy of its own."""
+    losses = []
+    for adapter in (None, AdapterConfig(type="lora", rank=4, alpha=8)):
+        model = loss_model(lively_model, adapter, hidden_dropout=0.5)
+        torch.manual_seed(0)
+        losses.append(float(model(TOKENS, TOKENS, PLACES, None).loss_sum.detach()))
+        assert all(module.training for module in model.decoder.modules())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["entropy", "soft", "dft"])
+def test_the_kl_term_is_a_mean_over_what_the_loss_is_divided_by(mode, lively_model, tmp_path):
+    """Against a full softmax: the coefficient means the same whatever the rule does to the tokens."""
+    rule = TokenSelector(mode)
+    model = loss_model(lively_model, normalizer=rule.normalizer)
+    other = load_model(ModelConfig(path=str(tiny_model_dir(tmp_path / "other", seed=1, initializer_range=0.4))))
+    model.decoder.load_state_dict(other.state_dict())
+    select = rule.at(0, threshold=3.8, drop_rate=0.7).bind(TOKENS.flatten(), PLACES.flatten())
+    output = model(TOKENS, TOKENS, PLACES, None, select)
+    with torch.no_grad():
+        ours, base = (part(TOKENS, input_pos=PLACES).double().log_softmax(-1) for part in (model.decoder, model.base))
+    kl = (base.exp() * (base - ours)).sum(-1).flatten()
+    weight = {"entropy": output.keep.double(), "soft": output.weights.double(), "dft": torch.ones(kl.numel())}[mode]
+    count = getattr(output, rule.normalizer)
+    mean = (output.loss_sum - (output.nll * output.weights).sum()) / count
+    assert float(mean.detach()) == pytest.approx(float((kl * weight).sum() / weight.sum()), rel=1e-4)
 
 
 def test_early_stopping_and_best(train):
