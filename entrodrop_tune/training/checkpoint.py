@@ -95,19 +95,19 @@ class CheckpointStore:
         link = self.output_dir / name
         return int(link.readlink().name.removeprefix("step_")) if link.is_symlink() else None
 
-    def prune(self, keep_last: int, best: int | None) -> None:
+    def prune(self, keep_last: int, best: set[int | None]) -> None:
         """Delete all but the newest ``keep_last`` and ``best``; an older ``best`` loses its resume state only."""
+        for leftover in self.folder.glob(".trash_*"):  # of a kill while deleting
+            shutil.rmtree(leftover)
         newest = self.steps()[-keep_last:]
         for step in self.steps():
             if step in newest:
                 continue
-            doomed = self.path(step) / RESUME if step == best else self.path(step)
+            doomed = self.path(step) / RESUME if step in best else self.path(step)
             if doomed.exists():
                 trash = self.folder / f".trash_{step}"
                 doomed.rename(trash)  # a kill while deleting must not leave a folder that looks whole
                 shutil.rmtree(trash)
-        for leftover in self.folder.glob(".trash_*"):
-            shutil.rmtree(leftover)
 
     def newest_good(self, warn: Callable[[str], None]) -> int | None:
         """The newest step whose checkpoint and resume state match their hashes; ``warn`` hears of each damaged one."""

@@ -69,7 +69,7 @@ class Engine:
                     in_backward=self.config.optimizer_in_bwd,
                     world=self.world,
                     offload=run.offload,
-                    stop_requested=self.stop_requested,
+                    stop_requested=lambda: self.stop_requested,
                 )
                 self._check_finite(result, batch.rows)
                 self._log_step(result, bar)
@@ -80,15 +80,15 @@ class Engine:
                 if batch.ends_epoch:
                     run.dropper.end_epoch(self.world)
 
-                last = progress.step == run.total_steps
-                if batch.ends_epoch or last or _every(self.config.validation.every_n_steps, progress.step):
+                last, due = progress.step == run.total_steps, self._validation_is_due(progress.step)
+                if due:
                     self._validate()
                 give_up = self._out_of_patience()
                 save = (
                     _every(self.config.checkpoint.every_n_steps, progress.step) or progress.best_step == progress.step
                 )
                 if batch.ends_epoch or last or give_up or result.stop or save:
-                    self._save()
+                    self._save(then_validate=last and not due)
                 if give_up:
                     return STOPPED_EARLY
                 if result.stop and not last:
@@ -104,7 +104,9 @@ class Engine:
             written_before = -1 if step is None else step
             self.store.forget_after(written_before)
             self.metrics.truncate_after(written_before, every_step=True)
-            self.validations.truncate_after(written_before)
+            # The validation that `max_steps` added at its end is no part of a longer run.
+            stays = self._validation_is_due(written_before) or written_before == self.run.total_steps
+            self.validations.truncate_after(written_before if stays else written_before - 1)
         barrier(self.world)
 
     def summary(self) -> dict[str, Any]:
@@ -121,6 +123,10 @@ class Engine:
         }
 
     # -- the parts of the loop
+
+    def _validation_is_due(self, step: int) -> bool:
+        """Whether the run validates after ``step``, however far it is to go."""
+        return step in (0, *self.run.schedule.epoch_ends) or _every(self.config.validation.every_n_steps, step)
 
     def _validate(self) -> None:
         if not self.run.data.validation:
@@ -208,16 +214,22 @@ class Engine:
         )
         bar.update()
 
-    def _save(self) -> None:
+    def _save(self, then_validate: bool) -> None:
+        """Save a checkpoint; ``then_validate``: at the end of ``max_steps``, with a state that knows nothing of it, so
+        that a run that goes on from there equals one that never stopped.
+        """
         progress, config = self.progress, self.config
         with self.store.disk_trouble_explained(progress.step):
             snapshot = self.run.state.gather(self.world, self.store.shards(progress.step))
+        best_to_go_on_with = progress.best_step
+        if then_validate:
+            self._validate()
         if self.world.is_main:
             self.store.save(progress.step, partial(snapshot.write, config=config))
             self.store.point("last", progress.step)
             if progress.best_step is not None and self.store.path(progress.best_step).exists():
                 self.store.point("best", progress.best_step)
-            self.store.prune(config.checkpoint.keep_last, self.store.pointed("best"))
+            self.store.prune(config.checkpoint.keep_last, {best_to_go_on_with, self.store.pointed("best")})
         barrier(self.world)
 
     # -- what surrounds it

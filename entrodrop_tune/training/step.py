@@ -5,7 +5,7 @@ With ``optimizer_in_bwd`` there is one microbatch, and division and update happe
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -61,13 +61,14 @@ def optimizer_step(
     in_backward: bool,
     world: World,
     offload: AbstractContextManager,
-    stop_requested: bool,
+    stop_requested: Callable[[], bool],
 ) -> StepResult:
     """Run one step on the global batch ``rows``; the result is the same on every rank.
 
     Gradients of *sums* are accumulated and divided once by the global count, which is known only after the last
     forward pass. So neither the microbatch size nor the number of processes changes the update. ``in_backward`` needs
     that count before the backward pass: the config allows it for one microbatch on one process, without clipping.
+    ``stop_requested`` is asked after the last forward pass.
     """
     started = time.perf_counter()
     sums = torch.zeros(7, dtype=torch.float64)
@@ -79,7 +80,8 @@ def optimizer_step(
         if not in_backward:
             output.loss_sum.backward()
         dropper.observe(batch, output)
-        sums += _sums(batch, output, stop_requested)
+        sums[:-1] += _sums(batch, output)
+    sums[-1] = stop_requested()
     dropper.commit(world)
     loss_sum, nll_sum, entropy_sum, kept, valid, weight_sum, stop = all_reduce_sum(sums, world).tolist()
     count = {"kept": kept, "valid": valid, "weight_sum": weight_sum}[dropper.normalizer]
@@ -115,7 +117,7 @@ def _length(row: Row) -> int:
     return sum(len(sample) for sample in row)
 
 
-def _sums(batch: Batch, output: LossOutput, stop_requested: bool) -> torch.Tensor:
+def _sums(batch: Batch, output: LossOutput) -> torch.Tensor:
     target = batch.labels.flatten() != IGNORE_INDEX
     parts = (
         output.loss_sum.detach(),
@@ -124,7 +126,6 @@ def _sums(batch: Batch, output: LossOutput, stop_requested: bool) -> torch.Tenso
         output.kept,
         output.valid,
         output.weight_sum,
-        torch.tensor(stop_requested),
     )
     return torch.stack([part.to("cpu", torch.float64) for part in parts])
 

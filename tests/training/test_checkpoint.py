@@ -95,11 +95,20 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(store, harm, reason):
 def test_pruning_keeps_the_newest_and_the_best_without_its_resume_state(store):
     for step in range(1, 6):
         store.save(step, write_model)
-    store.prune(keep_last=2, best=1)
+    store.prune(keep_last=2, best={1, None})
     assert store.steps() == [1, 4, 5]
     assert not (store.path(1) / RESUME).exists()
     assert (store.path(1) / "model.safetensors").exists()
     assert store.newest_good(warn=pytest.fail) == 5
+
+
+def test_pruning_goes_on_after_a_kill_while_it_deleted(store):
+    for step in (1, 2):
+        store.save(step, write_model)
+    # Killed while step 1, then the best, lost its resume state.
+    (store.path(1) / RESUME).rename(store.folder / ".trash_1")
+    store.prune(keep_last=1, best={2})
+    assert [entry.name for entry in store.folder.iterdir()] == ["step_2"]
 
 
 def test_an_unfinished_folder_is_not_a_checkpoint(store):

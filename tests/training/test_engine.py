@@ -396,7 +396,4 @@ def test_quantised_states_survive_a_resume(recipe, more, tiny_data, tmp_path):
 
     whole = run("whole")
     run("halves", "max_steps=7")
-    resumed = run("halves", "resume=true")
-    # A run that stops at step 7 also validates there.
-    resumed["validation.jsonl"] = [row for row in resumed["validation.jsonl"] if row["step"] != 7]
-    assert resumed == whole
+    assert run("halves", "resume=true") == whole

@@ -90,6 +90,23 @@ def test_sigterm_saves_and_exits_with_its_own_code(settings, tmp_path):
     assert step < 600
 
 
+def test_a_signal_during_a_step_ends_the_run_with_that_step(settings, tmp_path, monkeypatch):
+    from entrodrop_tune.training import step
+
+    real_forward, calls = step.forward, []
+
+    def forward(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real_forward(*arguments)
+
+    monkeypatch.setattr(step, "forward", forward)
+    assert run_training("full_finetune", load_config(TINY, settings("run"))) == EXIT_INTERRUPTED
+    assert steps_done(tmp_path / "run") == 3
+    assert (tmp_path / "run" / "last").readlink().name == "step_3"
+
+
 def test_a_run_interrupted_by_exception_goes_on_from_its_last_checkpoint(settings, tmp_path, monkeypatch):
     recipe, more = CASES["full"]
     assert run_training(recipe, load_config(TINY, settings("reference", *more))) == 0
@@ -159,6 +176,29 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, tmp_path, c
     assert "optimizer.pt does not match its hash" in capsys.readouterr().err
     assert journal(run) == journal(tmp_path / "reference")
     assert weights(run / "last") == weights(tmp_path / "reference" / "last")
+
+
+@pytest.mark.parametrize("first", [4, 8])
+def test_a_run_that_max_steps_ended_goes_on_as_if_it_had_not_stopped(first, settings, tmp_path):
+    """It validates once more than planned, for whoever stops there; nothing of that may reach a longer run."""
+    adaptive = ["entrodrop.full_at_gap=0.01", "entrodrop.preset=constant", "validation.early_stopping_patience=2"]
+    more = [*adaptive, "checkpoint.every_n_steps=null", "checkpoint.keep_last=1", "optimizer.lr=0.02", "epochs=6"]
+    recipe, reference, halves = "full_finetune", tmp_path / "reference", tmp_path / "halves"
+    assert run_training(recipe, load_config(TINY, settings("reference", *more))) == 0
+    assert run_training(recipe, load_config(TINY, settings("halves", *more, f"max_steps={first}"))) == 0
+    seen = lines(halves / "validation.jsonl")
+    assert seen[-1]["step"] == first
+    summary = json.loads((halves / "run.json").read_text())["summary"]
+    best = min(seen[1:], key=lambda row: row["nll"])
+    assert (summary["best_step"], summary["best_value"]) == (best["step"], best["nll"])
+    assert (halves / "best").readlink().name == f"step_{best['step']}"
+    assert run_training(recipe, load_config(TINY, settings("halves", *more, "resume=true"))) == 0
+    assert journal(halves) == journal(reference)
+    assert {row["drop_rate"] for row in lines(reference / "metrics.jsonl")} > {0.0}, "the gap plays a part"
+    assert weights(halves / "last") == weights(reference / "last")
+    assert (halves / "best").readlink() == (reference / "best").readlink()
+    models = [(run / "best" / "model.safetensors").read_bytes() for run in (halves, reference)]
+    assert models[0] == models[1]
 
 
 def test_a_second_run_in_the_same_folder_is_refused(settings, tmp_path):
