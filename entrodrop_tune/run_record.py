@@ -27,6 +27,17 @@ class _Parameters(BaseModel):
     trainable: Annotated[int, Field(ge=0, lt=2**63)]
 
 
+class _Source(BaseModel):
+    path: str
+    sha256: str
+
+
+class _Data(BaseModel):
+    train: list[_Source] = []
+    validation: list[_Source] = []
+    replay: list[_Source] = []
+
+
 class _Record(BaseModel):
     """What anything here reads from ``run.json``; further keys are left alone."""
 
@@ -43,7 +54,7 @@ class _Record(BaseModel):
     total_steps: _Count | None = None
     world_size: _Count | None = None
     global_batch: _Count | None = None
-    data: dict[str, Any] | None = None
+    data: _Data | None = None
     versions: dict[str, Any] | None = None
     machine: dict[str, Any] | None = None
     summary: dict[str, Any] | None = None

@@ -102,6 +102,7 @@ def run_training(recipe: str, config: RunConfig) -> int:
         run = build(
             config, here, weights_from=str(store.path(resume_step)) if resume_step is not None and full else None
         )
+        _refuse_other_data(config, broadcast_object(record.content.get("data"), here), run)
         engine = Engine(run, store, record)
         engine.go_on_from(resume_step)
         if here.is_main:
@@ -171,6 +172,24 @@ def _refuse_other_settings(config: RunConfig, record: RunRecord, here: World) ->
             f"cannot resume {config.output_dir}: it ran with a global batch of {record.content['global_batch']} rows,"
             f" this launch has {batch} (batch_size * gradient_accumulation_steps * processes)."
         )
+
+
+def _refuse_other_data(config: RunConfig, then: dict[str, Any] | None, run: Run) -> None:
+    """Settings name files, and files can change under their names, as can the tokenizer that reads them."""
+    today = run.data.report.to_dict()
+    for kind in ("train", "validation", "replay"):
+        for before, after in zip((then or {}).get(kind, []), today[kind], strict=False):
+            if before["sha256"] != after["sha256"]:
+                raise UserError(
+                    f"cannot resume {config.output_dir}: the content of {after['path']} has changed since the run"
+                    " began. Restore it, or start anew."
+                )
+    for key in ("train_tokens", "train_target_tokens", "validation_target_tokens"):
+        if then is not None and then.get(key, today[key]) != today[key]:
+            raise UserError(
+                f"cannot resume {config.output_dir}: the same data had {key} = {then[key]}, it now has {today[key]}."
+                f" Restore the tokenizer in {config.model.path}, or start anew."
+            )
 
 
 def _opening(recipe: str, config: RunConfig, run: Run, here: World, resumed_from: int | None) -> dict[str, Any]:
