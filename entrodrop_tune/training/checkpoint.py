@@ -20,7 +20,21 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCE
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the earlier ones are intact."""
+    """A checkpoint or another file of a run could not be written; the earlier checkpoints are intact."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the disk did to the text file ``path`` into a :class:`CheckpointError`."""
+    try:
+        yield
+    except OSError as error:
+        if _disk_trouble(error) is None:
+            raise
+        raise CheckpointError(
+            f"{path} could not be written: {error}. The checkpoints beside it are intact. Free disk space, then run"
+            " again with resume=true."
+        ) from error
 
 
 class CheckpointStore:

@@ -16,6 +16,7 @@ import torch
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.files import write_atomically
 from entrodrop_tune.run_record import RECORD_FILE, read_record
+from entrodrop_tune.training.checkpoint import writing
 
 _STEP = re.compile(rb'\{"step": (\d+),')
 PACKAGES = ("entrodrop-tune", "torch", "torchtune", "torchao", "transformers")
@@ -57,7 +58,12 @@ class Journal:
         self.path = path
 
     def append(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        """Write one line.
+
+        Raises:
+            CheckpointError: the disk is full or will not be written.
+        """
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def truncate_after(self, step: int, every_step: bool = False) -> None:
@@ -125,4 +131,5 @@ class RunRecord:
 
     def update(self, **fields: Any) -> None:
         self.content.update(fields)
-        write_atomically(self.path, json.dumps(self.content, indent=2) + "\n")
+        with writing(self.path):
+            write_atomically(self.path, json.dumps(self.content, indent=2) + "\n")

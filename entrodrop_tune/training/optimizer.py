@@ -1,5 +1,6 @@
 """Optimizer and learning-rate schedule from config."""
 
+import inspect
 from collections.abc import Iterable
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import get_scheduler
 
+from entrodrop_tune.errors import UserError
 from entrodrop_tune.training.components import build_component
 from entrodrop_tune.training.config import Component, LrSchedulerConfig
 
@@ -22,9 +24,16 @@ def build_optimizer(component: Component, parameters: Iterable[nn.Parameter]) ->
     """Instantiate ``component`` over ``parameters``.
 
     Raises:
-        UserError: no such class, or it refuses its arguments.
+        UserError: no such class, it refuses its arguments, or it wants to compute the loss itself.
     """
-    return build_component("optimizer", component, torch.optim.Optimizer, list(parameters))
+    optimizer = build_component("optimizer", component, torch.optim.Optimizer, list(parameters))
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(
+            f'"optimizer" = {component.component}: it evaluates the loss several times a step (its step needs a'
+            " closure), which the engine does not do. Use another one, for example torch.optim.AdamW."
+        )
+    return optimizer
 
 
 def backward_and_update(loss: Tensor, optimizer: torch.optim.Optimizer, scale: Tensor) -> Tensor:

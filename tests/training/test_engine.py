@@ -321,6 +321,7 @@ def test_a_torchtune_metric_logger_gets_the_metrics(train, tmp_path):
     ("override", "message"),
     [
         ("optimizer._component_=torch.optim.Adamw", r'"optimizer" = torch.optim.Adamw cannot be built'),
+        ("optimizer._component_=torch.optim.LBFGS", r'"optimizer" = torch.optim.LBFGS: .*needs a closure'),
         ("optimizer.learning_rate=1", r'"optimizer" = torch.optim.AdamW cannot be built.*learning_rate'),
         ("entrodrop.drop_rate=1.5", r'"entrodrop" .*drop_rate = 1.5: must be in \[0, 1\]'),
         ("entrodrop.preset=rampp", r'preset = "rampp": choose from'),

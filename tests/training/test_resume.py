@@ -12,11 +12,15 @@ import subprocess
 import sys
 import time
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import pytest
 
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.recipes import full_finetune
+from entrodrop_tune.training import engine
 from entrodrop_tune.training.checkpoint import CheckpointError, CheckpointStore
+from entrodrop_tune.training.journal import Journal, RunRecord
 from entrodrop_tune.training.launch import EXIT_INTERRUPTED, load_config, run_training
 from tests.processes import PROCESSES
 from tests.training.runs import ADAPTER, TINY, command, environment, journal, lines, overrides, weights
@@ -110,8 +114,6 @@ def test_a_signal_during_a_step_ends_the_run_with_that_step(settings, tmp_path, 
 def test_a_run_interrupted_by_exception_goes_on_from_its_last_checkpoint(settings, tmp_path, monkeypatch):
     recipe, more = CASES["full"]
     assert run_training(recipe, load_config(TINY, settings("reference", *more))) == 0
-    from entrodrop_tune.training import engine
-
     real_step, calls = engine.optimizer_step, []
 
     def failing_step(*arguments, **keywords):
@@ -165,6 +167,29 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_and_says_so(case, settings, t
     assert weights(run / "last") == weights(tmp_path / "reference" / "last")
 
 
+@pytest.mark.parametrize(
+    "write", [lambda run: Journal(run / "metrics.jsonl").append({"step": 1}), lambda run: RunRecord(run).update(a=1)]
+)
+def test_a_full_disk_under_the_text_files_is_told_as_under_a_checkpoint(write, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4, hard))
+    try:
+        with pytest.raises(CheckpointError, match=r"(metrics.jsonl|run.json) could not be written: .*File too large"):
+            write(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the disk that is always full is Linux's")
+def test_a_run_whose_journal_meets_a_full_disk_ends_in_one_line(settings, monkeypatch, run_main):
+    append = Journal.append
+    monkeypatch.setattr(Journal, "append", lambda self, row: append(Journal(Path("/dev/full")), row))
+    arguments = settings("run", *CASES["full"][1])
+    code, error = run_main(full_finetune.recipe_main, "--config", TINY, *arguments)
+    assert code == 1
+    assert re.search(r"error: /dev/full could not be written: .*No space left.*resume=true.\n$", error), error
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, tmp_path, capsys):
     recipe, more = CASES["full"]
     assert run_training(recipe, load_config(TINY, settings("reference", *more))) == 0
@@ -216,6 +241,37 @@ def test_resuming_with_other_settings_is_refused_by_name(settings):
         run_training(recipe, load_config(TINY, settings("run", *more, "seed=3", "resume=true")))
     with pytest.raises(UserError, match=r"global batch of 2 rows, this launch has 3"):
         run_training(recipe, load_config(TINY, settings("run", *more, "batch_size=3", "resume=true")))
+
+
+@pytest.fixture
+def own_data(tiny_data, tmp_path):
+    return shutil.copytree(tiny_data, tmp_path / "data")
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "validation.jsonl"])
+def test_resuming_on_a_changed_file_is_refused_by_name(name, own_data, lively_model, tmp_path):
+    settings = overrides(lively_model, own_data, tmp_path / "run", *SETTINGS)
+    assert run_training("full_finetune", load_config(TINY, [*settings, "max_steps=4"])) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")}
+    rows = (own_data / name).read_text()
+    (own_data / name).write_text(rows.replace("What is", "What was", 1))
+    config = load_config(TINY, [*settings, "resume=true"])
+    with pytest.raises(UserError, match=f"the content of .*{name} has changed"):
+        run_training("full_finetune", config)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*.json*")}
+    (own_data / name).write_text(rows)
+    assert run_training("full_finetune", config) == 0
+
+
+def test_resuming_with_another_tokenizer_is_refused(lively_model, tiny_data, tmp_path):
+    model = shutil.copytree(lively_model, tmp_path / "model")
+    settings = overrides(model, tiny_data, tmp_path / "run", *SETTINGS)
+    assert run_training("full_finetune", load_config(TINY, [*settings, "max_steps=4"])) == 0
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"] = tokenizer["model"]["merges"][:10]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=r"train_tokens = \d+, it now has \d+. Restore the tokenizer"):
+        run_training("full_finetune", load_config(TINY, [*settings, "resume=true"]))
 
 
 def test_a_finished_run_is_left_alone(settings, tmp_path, capsys):
