@@ -44,10 +44,7 @@ def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
             if override.startswith("~"):
                 _remove(config, override[1:])
                 continue
-            key, equals, _ = override.partition("=")
-            if not equals or not key or key.startswith("-"):
-                raise UserError(f'cannot read override "{override}": write key=value, for example epochs=3.')
-            config = _overridden(config, override)
+            config = overridden(config, override)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
             raise UserError(f'{path} leaves "{missing[0]}" open: add {missing[0]}=VALUE to the command.')
@@ -56,7 +53,15 @@ def load_mapping(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, A
         raise UserError(f"config file {path}: {' '.join(str(error).split())}") from None
 
 
-def _overridden(config: Any, override: str) -> Any:
+def overridden(config: Any, override: str) -> Any:
+    """``config`` (OmegaConf's) with one ``key=value`` merged into it.
+
+    Raises:
+        UserError: the override is malformed.
+    """
+    key, equals, _ = override.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise UserError(f'cannot read override "{override}": write key=value, for example epochs=3.')
     try:
         return OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
     except Exception as error:  # a key such as "[" makes OmegaConf raise anything

@@ -7,6 +7,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from entrodrop_tune.errors import UserError
+
+
+def require_folder(path: Path, option: str = "--output") -> None:
+    """Refuse a folder to write into that can be none, before any work is done for it; nothing is created.
+
+    Raises:
+        UserError: ``path``, or what it would lie in, is a file or cannot be written; ``option`` is where it was given.
+    """
+    there = next((place for place in (path, *path.parents) if os.path.lexists(place)), Path())
+    if not there.is_dir():
+        raise UserError(f"{option} {path}: {there} is not a folder. Choose another one.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{option} {path}: no permission to write in {there}. Choose another folder.")
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Write ``text`` so that ``path`` is at any moment either the old file or the whole new one."""

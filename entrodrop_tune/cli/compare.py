@@ -36,7 +36,10 @@ def compare(
     PATHS are folders with eval.json (or that file), the first being the base; or run folders with run.json.
     """
     from entrodrop_tune.errors import UserError
+    from entrodrop_tune.files import require_folder
 
+    if output is not None:
+        require_folder(output)
     kinds = {_kind(path) for path in paths}
     if len(kinds) > 1:
         raise UserError("give evaluations or training runs, not both: " + ", ".join(map(str, paths)))

@@ -8,6 +8,7 @@ import typer
 
 from entrodrop_tune.cli.catalog import configs, find, recipes
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.files import require_folder
 
 
 def cp(
@@ -27,6 +28,7 @@ def cp(
     target = destination / source.name if destination.is_dir() else destination
     if target.exists() and not force:
         raise UserError(f"{target} exists: add --force to overwrite it.")
+    require_folder(target.parent, "destination")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
     print(target)

@@ -1,11 +1,13 @@
 """``entrodrop curriculum``: threshold and drop rate over a run, as a table or a plot, before anything is trained."""
 
+from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from entrodrop_tune.errors import UserError
+from entrodrop_tune.files import require_folder
 
 if TYPE_CHECKING:
     from entrodrop_tune.method import Curriculum
@@ -70,11 +72,9 @@ def _read(source: str, overrides: list[str]) -> tuple["Curriculum", int]:
 def _preset_overrides(overrides: list[str]) -> tuple[dict, int]:
     from omegaconf import OmegaConf
 
-    wrong = [text for text in overrides if "=" not in text or text.startswith("=")]
-    if wrong:
-        raise UserError(f'cannot read override "{wrong[0]}": write key=value, for example drop_rate.start=0.6.')
-    settings = OmegaConf.to_container(OmegaConf.from_dotlist(overrides))
-    assert isinstance(settings, dict)
+    from entrodrop_tune.config import overridden
+
+    settings: Any = OmegaConf.to_container(reduce(overridden, overrides, OmegaConf.create()))
     epochs = settings.pop("epochs", 8)
     if not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"epochs = {epochs!r}: must be a whole number of 1 or more.")
@@ -114,6 +114,7 @@ def _print(chosen: "Curriculum", rows: list[dict[str, float]]) -> None:
 def _plot(chosen: "Curriculum", rows: list[dict[str, float]], path: Path) -> None:
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise UserError(f'cannot plot into "{path}": the name must end in .png, .svg or .pdf.')
+    require_folder(path.parent, "--plot")
     import matplotlib
 
     matplotlib.use("Agg")

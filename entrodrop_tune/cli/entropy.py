@@ -52,10 +52,12 @@ def entropy(
     import json
 
     from entrodrop_tune.analysis.entropy_command import analyse
+    from entrodrop_tune.files import require_folder
     from entrodrop_tune.training.launch import load_config
 
     if quantile is not None and nats is not None:
         raise UserError("give the threshold as --quantile or as --nats, not both.")
+    require_folder(output)
     training = load_config(config, []) if config else None
     setting = _setting(quantile, nats, drop_rate, seed, epoch, training)
     profile = analyse(

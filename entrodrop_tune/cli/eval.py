@@ -60,9 +60,13 @@ def evaluate_model(
     """
     from entrodrop_tune.evaluation.models import resolve_model
     from entrodrop_tune.evaluation.suites import suite_tasks
+    from entrodrop_tune.files import require_folder
 
     tasks = suite_tasks(suite, limit)
     _refuse_unknown(dtype, chat_template, backend, device, batch_size)
+    require_folder(output)
+    if cache is not None:
+        require_folder(cache, "--cache")
     source = resolve_model(model, base)
 
     from entrodrop_tune.evaluation.cache import TaskCache, default_cache_folder

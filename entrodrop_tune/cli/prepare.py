@@ -42,6 +42,7 @@ def prepare(
 
 def _model(output: Path | None, from_hub: bool) -> dict[str, Any]:
     from entrodrop_tune.errors import UserError
+    from entrodrop_tune.files import require_folder
     from entrodrop_tune.models.smollm2 import LICENCE, SOURCE, prepare_smollm2
 
     if from_hub:
@@ -49,6 +50,7 @@ def _model(output: Path | None, from_hub: bool) -> dict[str, Any]:
             "--from-hub is for data. For a model: hf download HuggingFaceTB/SmolLM2-135M-Instruct --local-dir FOLDER"
         )
     path = output or Path("models/smollm2")
+    require_folder(path)
     made = prepare_smollm2(path)
     return {"name": "smollm2", "path": str(path), "licence": LICENCE, "source": SOURCE, "reused": not made}
 
@@ -58,8 +60,11 @@ def _dataset(name: str, output: Path | None, from_hub: bool, progress: bool) -> 
 
     from entrodrop_tune.data.prepare import DATASETS, prepare_dataset
     from entrodrop_tune.errors import UserError, did_you_mean
+    from entrodrop_tune.files import require_folder
 
     if name not in DATASETS:
         raise UserError(f'nothing to prepare is called "{name}".{did_you_mean(name, ["smollm2", *DATASETS])}')
-    prepared = prepare_dataset(name, output or Path("data") / name, from_hub, progress)
+    path = output or Path("data") / name
+    require_folder(path)
+    prepared = prepare_dataset(name, path, from_hub, progress)
     return {**asdict(prepared), "path": str(prepared.path)}

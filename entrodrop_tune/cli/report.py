@@ -42,6 +42,7 @@ def report(
     from entrodrop_tune.analysis.report import write_report
     from entrodrop_tune.analysis.runs import load_runs
     from entrodrop_tune.evaluation.results import load_results
+    from entrodrop_tune.files import require_folder
 
     if (base is None) != (tuned is None):
         given, missing = ("--base", "--tuned") if base else ("--tuned", "--base")
@@ -50,6 +51,7 @@ def report(
     if output is None and len(loaded) > 1:
         raise UserError("several runs need --output, the folder to write the report into.")
     folder = output or loaded[0].path / "report"
+    require_folder(folder)
     result = write_report(
         loaded,
         folder,

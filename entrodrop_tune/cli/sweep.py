@@ -50,6 +50,7 @@ def sweep(
     from entrodrop_tune.analysis.sweep_report import write_overview
     from entrodrop_tune.analysis.sweep_run import check_trials
     from entrodrop_tune.cli.catalog import configs, find
+    from entrodrop_tune.files import require_folder
 
     # With --config there is no plan file, so the first positional argument is an override.
     if plan is not None and "=" in str(plan):
@@ -58,6 +59,7 @@ def sweep(
     file = find(chosen.config, configs(), "config").resolve()
     parts = {name: (part, trials(part)) for name, part in chosen.by_domain(domain).items()}
     for name, (part, todo) in parts.items():
+        require_folder(output / name if name else output)
         check_trials(part, todo, output / name if name else output, file)
     if dry_run:
         for name, (_, todo) in parts.items():

@@ -7,8 +7,9 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from entrodrop_tune.cli.main import app
+from entrodrop_tune.cli.main import app, main
 from entrodrop_tune.recipes import full_finetune
+from tests.analysis.synthetic import make_run
 from tests.training.runs import TINY, command, environment, overrides, tune
 
 runner = CliRunner()
@@ -67,6 +68,31 @@ def test_check_tells_steps_curriculum_and_what_would_be_dropped(lively_model, ti
     assert not (tmp_path / "run").exists()
     table = entrodrop("check", "--config", "tiny", *arguments)
     assert table.returncode == 0 and "6 an epoch" in table.stdout and "drop rate" in table.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "compare nowhere nowhere --output {}",
+        "report {run} --output {}",
+        "eval nowhere --output {}",
+        "eval nowhere --output {run} --cache {}",
+        "entropy nowhere nowhere --output {}",
+        "sweep --config tiny --grid epochs=1,2 --output {}",
+        "prepare gsm8k --output {}",
+        "cp tiny {}/mine.yaml",
+        "curriculum ramp --plot {}/plot.png",
+    ],
+)
+def test_a_file_where_a_folder_is_to_be_written_is_named_before_anything_is_done(tmp_path, run_main, arguments):
+    """The models and data are nowhere: what is wrong with the output is said before they are looked for."""
+    run, notes = make_run(tmp_path / "run", epochs=1), tmp_path / "notes.txt"
+    notes.write_text("mine")
+    for place in (notes, notes / "below"):
+        code, error = run_main(main, *arguments.format(place, run=run).split())
+        assert code == 2 and error.count("\n") == 1
+        assert error.startswith("error: ") and f"{place}: {notes} is not a folder" in error
+    assert notes.read_text() == "mine"
 
 
 @pytest.mark.slow

@@ -51,6 +51,8 @@ def test_table_and_plot(tmp_path):
         (["rampp"], 'Did you mean "ramp"'),
         (["ramp", "drop_rate.end=1.5"], "drop_rate = 1.5"),
         (["ramp", "drop_rate"], "key=value"),
+        (["ramp", "drop_rate.start=[1"], 'cannot read override "drop_rate.start=[1"'),
+        (["ramp", "[=1"], 'cannot read override "[=1"'),
         (["ramp", "epochs=0"], "epochs = 0"),
         (["ramp", "--plot", "x.txt"], "x.txt"),
         (["missing.yaml"], "does not exist"),
@@ -59,3 +61,4 @@ def test_table_and_plot(tmp_path):
 def test_refusals(arguments, message):
     result = run(*arguments)
     assert isinstance(result.exception, UserError) and message in str(result.exception)
+    assert "\n" not in str(result.exception)
