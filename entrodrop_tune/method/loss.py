@@ -62,9 +62,9 @@ class EntroDropLoss(nn.Module):
             logits: ``[N, V]`` or ``[B, T, V]``, or the latter cut along T into pieces.
             labels: ``[N]`` or ``[B, T]``, already shifted.
         """
-        whole = isinstance(logits, Tensor)
-        pieces = [logits] if whole else logits
-        label_pieces = [labels] if whole else labels.split([piece.shape[1] for piece in pieces], dim=1)
+        pieces = [logits] if isinstance(logits, Tensor) else list(logits)
+        # Flat logits come in one piece, and in those of a list the second dimension is T.
+        label_pieces = [labels] if len(pieces) == 1 else labels.split([piece.shape[1] for piece in pieces], dim=1)
         results = [
             self.compute_cross_entropy(piece.reshape(-1, piece.shape[-1]), part.reshape(-1))
             for piece, part in zip(pieces, label_pieces, strict=True)

@@ -2,7 +2,6 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torchtune.modules import TransformerSelfAttentionLayer
@@ -12,7 +11,7 @@ from torchtune.training.metric_logging import MetricLoggerInterface
 from entrodrop_tune.data import TrainingData, load_data
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.models import Decoder, ModelConfig, load_model, load_tokenizer, pad_id, read_architecture
-from entrodrop_tune.training.components import build_component
+from entrodrop_tune.training.components import find_component
 from entrodrop_tune.training.config import RunConfig
 from entrodrop_tune.training.distributed import World, shard
 from entrodrop_tune.training.dropper import TokenDropper
@@ -39,7 +38,6 @@ class Run:
     state: RunState
     pad_id: int
     offload: AbstractContextManager
-    metric_logger: Any | None
 
     @property
     def total_steps(self) -> int:
@@ -66,6 +64,8 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
     """
     if world.size > 1:
         _refuse_what_does_not_shard(config, world)
+    if config.metric_logger is not None:  # opens files or a session elsewhere when built: for a run only
+        find_component("metric_logger", config.metric_logger, MetricLoggerInterface)
     tokenizer = load_tokenizer(config.model.path)
     context = read_architecture(config.model.path).max_seq_len
     data = load_data(config.data, tokenizer, progress=world.is_main, context=context)
@@ -106,7 +106,6 @@ def build(config: RunConfig, world: World, weights_from: str | None = None) -> R
         state=RunState(config, decoder, optimizer, lr_scheduler, dropper, validator),
         pad_id=padding,
         offload=_offloading(config, world, decoder),
-        metric_logger=_metric_logger(config, world),
     )
 
 
@@ -167,9 +166,3 @@ def _offloading(config: RunConfig, world: World, decoder: Decoder) -> AbstractCo
     if world.device.type != "cuda":
         raise UserError(f"enable_activation_offloading needs CUDA, the device is {world.device.type}: set it to false.")
     return get_act_offloading_ctx_manager(decoder, True)
-
-
-def _metric_logger(config: RunConfig, world: World) -> Any | None:
-    if config.metric_logger is None or not world.is_main:
-        return None
-    return build_component("metric_logger", config.metric_logger, MetricLoggerInterface)

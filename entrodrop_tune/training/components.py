@@ -25,7 +25,7 @@ def build_component(key: str, component: Component, kind: type, *arguments: Any)
     Raises:
         UserError: no such class, not of that kind, not from an installed package, or it refuses its arguments.
     """
-    found = _find(key, component.component, kind)
+    found = find_component(key, component, kind)
     try:
         return found(*arguments, **component.arguments())
     except Exception as error:  # whatever the class raises, the config is what the user can change
@@ -34,7 +34,13 @@ def build_component(key: str, component: Component, kind: type, *arguments: Any)
         ) from error
 
 
-def _find(key: str, path: str, kind: type) -> type:
+def find_component(key: str, component: Component, kind: type) -> type:
+    """The class that ``component`` names, not yet instantiated.
+
+    Raises:
+        UserError: no such class, not of that kind, or not from an installed package.
+    """
+    path = component.component
     package = path.partition(".")[0]
     # Importing runs a module's code, so neither a file in the working directory nor the standard library qualifies.
     if package not in _KNOWN and package not in packages_distributions():

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from entrodrop_tune.config import Section
 from entrodrop_tune.data.config import DataConfig
@@ -135,8 +135,8 @@ class RunConfig(Section):
     """Continue the run in ``output_dir`` from its last good checkpoint, or start it when there is none."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seed of data order, dropping coins, adapters, dropout and noise."""
-    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
-    """Where to train; ``auto`` takes an accelerator when there is one."""
+    device: Literal["auto", "cpu", "cuda", "xpu"] = "auto"
+    """Where to train; ``auto`` takes a CUDA GPU when there is one, else the CPU."""
     dtype: Literal["fp32", "bf16", "bf16-mixed"] = "bf16-mixed"
     """Weights and compute; ``bf16-mixed`` keeps trained weights in fp32 and computes in bf16."""
 
@@ -189,11 +189,16 @@ class RunConfig(Section):
         """Sequences an optimizer step, over all microbatches and processes."""
         return self.batch_size * self.gradient_accumulation_steps * processes
 
+    @field_validator("output_dir")
+    @classmethod
+    def _expand_home(cls, folder: Path) -> Path:
+        return folder.expanduser()
+
     @model_validator(mode="after")
     def _check_combinations(self) -> "RunConfig":
         if self.optimizer_in_bwd:
             self._check_optimizer_in_bwd()
-        if self.enable_activation_offloading and self.device in ("cpu", "mps"):
+        if self.enable_activation_offloading and self.device == "cpu":
             raise ValueError("enable_activation_offloading needs CUDA: set it to false")
         return self
 

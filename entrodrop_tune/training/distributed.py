@@ -30,16 +30,17 @@ class World:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called ``name``; ``auto`` prefers the accelerator torch finds.
+    """The device called ``name``; ``auto`` is CUDA where torch finds it, else the CPU.
 
     Raises:
         UserError: the named device is not available.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
+    # Apple's GPUs lack the float64 that the sums over a step need.
+    found = accelerator.type if accelerator and accelerator.type != "mps" else "none"
     if name == "auto":
-        name = accelerator.type if accelerator else "cpu"
-    if name != "cpu" and (accelerator is None or accelerator.type != name):
-        found = accelerator.type if accelerator else "none"
+        name = "cuda" if found == "cuda" else "cpu"
+    if name not in ("cpu", found):
         raise UserError(
             f'device = "{name}" is not available here (accelerator found: {found}). Use device=cpu or device=auto.'
         )

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torchtune.training.metric_logging import MetricLoggerInterface
 from tqdm import tqdm
 
 from entrodrop_tune.training.build import Run
@@ -34,15 +35,19 @@ class Engine:
         run: the parts.
         store: where checkpoints go.
         record: ``run.json``.
+        metric_logger: gets each step's metrics too.
     """
 
-    def __init__(self, run: Run, store: CheckpointStore, record: RunRecord) -> None:
+    def __init__(
+        self, run: Run, store: CheckpointStore, record: RunRecord, metric_logger: MetricLoggerInterface | None
+    ) -> None:
         self.run = run
         self.config = run.config
         self.world = run.world
         self.progress = run.state.progress
         self.store = store
         self.record = record
+        self.metric_logger = metric_logger
         self.metrics = Journal(store.output_dir / "metrics.jsonl")
         self.validations = Journal(store.output_dir / "validation.jsonl")
         self.stop_requested = False
@@ -203,9 +208,9 @@ class Engine:
         if not self.world.is_main:
             return
         self.metrics.append(row)
-        if self.run.metric_logger is not None:
+        if self.metric_logger is not None:
             numbers = {key: value for key, value in row.items() if value is not None}
-            self.run.metric_logger.log_dict(numbers, step=step)
+            self.metric_logger.log_dict(numbers, step=step)
         threshold = "-" if dropper.threshold is None else f"{dropper.threshold:.2f}"
         bar.set_postfix_str(
             f"loss {result.loss:.3f}, kept {row['kept_fraction']:.0%}, threshold {threshold} nats,"

@@ -14,11 +14,13 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from torchtune.training.metric_logging import MetricLoggerInterface
 
 from entrodrop_tune.config import load_mapping, validate
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.training.build import Run, build
 from entrodrop_tune.training.checkpoint import CheckpointError, CheckpointStore
+from entrodrop_tune.training.components import build_component
 from entrodrop_tune.training.config import RunConfig
 from entrodrop_tune.training.distributed import World, broadcast_object, world
 from entrodrop_tune.training.engine import FINISHED, INTERRUPTED, STOPPED_EARLY, Engine, TrainingFailure
@@ -103,12 +105,18 @@ def run_training(recipe: str, config: RunConfig) -> int:
             config, here, weights_from=str(store.path(resume_step)) if resume_step is not None and full else None
         )
         _refuse_other_data(config, broadcast_object(record.content.get("data"), here), run)
-        engine = Engine(run, store, record)
+        engine = Engine(run, store, record, _metric_logger(config, here))
         engine.go_on_from(resume_step)
         if here.is_main:
             print(*run.data.report.lines(), sep="\n")
             record.update(**_opening(recipe, config, run, here, resumed_from=resume_step))
         return _train(engine, record, here)
+
+
+def _metric_logger(config: RunConfig, here: World) -> MetricLoggerInterface | None:
+    if config.metric_logger is None or not here.is_main:
+        return None
+    return build_component("metric_logger", config.metric_logger, MetricLoggerInterface)
 
 
 def _train(engine: Engine, record: RunRecord, here: World) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from entrodrop_tune.data import Batch
-from entrodrop_tune.method import IGNORE_INDEX, LossOutput
+from entrodrop_tune.method import IGNORE_INDEX
 from entrodrop_tune.models import load_tokenizer
 from entrodrop_tune.training.build import Run, build
 from entrodrop_tune.training.config import RunConfig
@@ -25,7 +25,7 @@ def preflight(config: RunConfig) -> dict[str, Any]:
     """
     here = World(0, 1, pick_device(config.device))
     run = build(config, here)
-    batch, output, seconds = _measure(run)
+    batch, seconds = _measure(run)
     return {
         "config": config.model_dump(mode="json", by_alias=True),
         "data": run.data.report.to_dict(),
@@ -42,7 +42,7 @@ def preflight(config: RunConfig) -> dict[str, Any]:
             "note": "from one timed forward and backward pass; validation and saving come on top",
         },
         "curriculum": curriculum_table(run),
-        "preview": _preview(run, batch, output),
+        "preview": _preview(run, batch),
     }
 
 
@@ -80,8 +80,8 @@ def curriculum_table(run: Run) -> list[dict[str, float]]:
     return rows
 
 
-def _measure(run: Run) -> tuple[Batch, LossOutput, float]:
-    """The first microbatch, its per-token values, and the seconds its forward and backward pass take."""
+def _measure(run: Run) -> tuple[Batch, float]:
+    """The first microbatch, and the seconds its forward and backward pass take; the dropper learns its values."""
     batch = next(microbatches(run.schedule.batch(0).rows, run.config.batch_size, run.world, run.pad_id))
     forward(run.model, batch).loss_sum.backward()  # the first pass pays for warming up
     started = time.perf_counter()
@@ -91,19 +91,18 @@ def _measure(run: Run) -> tuple[Batch, LossOutput, float]:
     run.dropper.observe(batch, output)
     run.dropper.commit(run.world)
     run.dropper.end_epoch(run.world)  # a rule that looks at remembered values has these
-    return batch, output, seconds
+    return batch, seconds
 
 
-def _preview(run: Run, batch: Batch, output: LossOutput) -> list[dict[str, Any]]:
+@torch.no_grad()
+def _preview(run: Run, batch: Batch) -> list[dict[str, Any]]:
     """The first samples of the first batch, token by token, at the strongest moment of the curriculum."""
     rates = [row["drop_rate"] for row in curriculum_table(run)]
     epoch = rates.index(max(rates))
     run.dropper.gap = math.inf  # adaptive strength at its full
     run.dropper.begin_step(run.schedule.epoch_ends[epoch] - 1, epoch)
-    rows = (batch.labels.flatten() != IGNORE_INDEX).nonzero().squeeze(1)
-    weights = torch.ones(batch.labels.numel())
-    weights[rows] = run.dropper.rule(batch)(output.entropy[rows], output.nll[rows], rows).float().cpu()
-    weights, entropy = weights.view(batch.labels.shape), output.entropy.view(batch.labels.shape)
+    output = forward(run.model, batch, run.dropper.rule(batch))
+    weights, entropy = (values.view(batch.labels.shape) for values in (output.weights, output.entropy))
     tokenizer = load_tokenizer(run.config.model.path)
 
     def tokens(row: int) -> list[dict[str, Any]]:

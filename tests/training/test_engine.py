@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +17,12 @@ from entrodrop_tune.method import TokenSelector
 from entrodrop_tune.models import AdapterConfig, ModelConfig, load_model, load_tokenizer
 from entrodrop_tune.training import launch
 from entrodrop_tune.training.build import build
-from entrodrop_tune.training.distributed import World
+from entrodrop_tune.training.distributed import World, pick_device
 from entrodrop_tune.training.engine import TrainingFailure
 from entrodrop_tune.training.launch import load_config, run_training
 from entrodrop_tune.training.loss_model import LossModel
 from entrodrop_tune.training.optimizer import backward_and_update
+from entrodrop_tune.training.preflight import preflight
 from tests.tiny import tiny_model_dir
 from tests.training.runs import ADAPTER, TINY, journal, lines, overrides, weights
 
@@ -317,9 +319,49 @@ def test_a_torchtune_metric_logger_gets_the_metrics(train, tmp_path):
     assert logged.count("kept_fraction:") == len(lines(run / "metrics.jsonl"))
 
 
+@pytest.mark.parametrize("select", ["eaft_axolotl", "soft", "entropy"])
+def test_the_dry_run_shows_the_weights_of_the_loss_and_leaves_nothing_behind(select, lively_model, tiny_data, tmp_path):
+    logger = "metric_logger={_component_: torchtune.training.metric_logging.DiskLogger, log_dir: %s}" % (
+        tmp_path / "logs"
+    )
+    rule = [f"entrodrop.select={select}", "entrodrop.threshold={nats: 3.8}", "entrodrop.drop_rate=0.7"]
+    config = load_config(TINY, overrides(lively_model, tiny_data, tmp_path / "run", *rule, logger))
+    plan = preflight(config)
+    run = build(config, World(0, 1, torch.device("cpu")))
+    batch = collate(run.schedule.batch(0).rows, run.pad_id)
+    run.dropper.begin_step(run.total_steps - 1, plan["preview"][0]["epoch"])
+    output = run.model(batch.tokens, batch.labels, batch.positions, batch.mask, run.dropper.select(batch))
+    targets = batch.labels.flatten() != -100
+    shown = [token for sample in plan["preview"] for token in sample["tokens"]]
+    for key, expected in (("weight", output.weights), ("entropy", output.entropy)):
+        assert [token[key] for token in shown] == pytest.approx(expected[targets].tolist(), rel=1e-5), key
+    assert not (tmp_path / "logs").exists() and not (tmp_path / "run").exists()
+
+
+def test_a_metric_logger_that_does_not_exist_is_refused_by_the_dry_run_too(lively_model, tiny_data, tmp_path):
+    logger = "metric_logger._component_=torchtune.training.metric_logging.NoLogger"
+    with pytest.raises(UserError, match=r'"metric_logger" = .*NoLogger cannot be built'):
+        preflight(load_config(TINY, overrides(lively_model, tiny_data, tmp_path, logger)))
+
+
+def test_auto_is_cuda_or_the_cpu(monkeypatch):
+    for found, expected in (("mps", "cpu"), ("cuda", "cuda"), ("cpu", "cpu")):
+        monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda found=found, **_: torch.device(found))
+        assert pick_device("auto").type == expected
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("mps"))
+    with pytest.raises(UserError, match='device = "mps" is not available'):
+        pick_device("mps")
+
+
+def test_a_tilde_in_output_dir_is_the_home_folder(lively_model, tiny_data):
+    config = load_config(TINY, overrides(lively_model, tiny_data, Path("~/runs/first")))
+    assert config.output_dir == Path.home() / "runs" / "first"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("device=mps", r'"device" = .mps.'),
         ("optimizer._component_=torch.optim.Adamw", r'"optimizer" = torch.optim.Adamw cannot be built'),
         ("optimizer._component_=torch.optim.LBFGS", r'"optimizer" = torch.optim.LBFGS: .*needs a closure'),
         ("optimizer.learning_rate=1", r'"optimizer" = torch.optim.AdamW cannot be built.*learning_rate'),
