@@ -287,8 +287,10 @@ def test_early_stopping_and_best(train):
     )
 
 
-def test_nonfinite_steps_stop_with_the_samples_named_or_are_skipped(train, lively_model, tiny_data, tmp_path):
+@pytest.mark.parametrize("select", ["entropy", "soft", "dft"])
+def test_nonfinite_steps_stop_with_the_samples_named_or_are_skipped(select, train, tmp_path):
     bad = ["optimizer.lr=1e30", "clip_grad_norm=null", "optimizer._component_=torch.optim.SGD"]
+    bad += [f"entrodrop.select={select}", "entrodrop.preset=constant"]
     with pytest.raises(TrainingFailure, match=r"not finite at step \d+ .*sample ids \[\d+.*on_nonfinite=skip"):
         train(*bad)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["exit"] == "failed"
