@@ -21,7 +21,11 @@ def entropy(
     nats: Annotated[float | None, typer.Option(min=0, help="Threshold in nats, instead of a quantile.")] = None,
     drop_rate: Annotated[float | None, typer.Option(min=0, max=1, help="Drop rate.  [default: 0.8]")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Training config: columns, template and the curriculum's strongest setting.")
+        str | None,
+        typer.Option(
+            help="Training config, or a short name from `entrodrop ls`: columns, template and the strongest setting of"
+            " its curriculum."
+        ),
     ] = None,
     gradient: Annotated[
         Literal["none", "head", "model"],
@@ -52,13 +56,14 @@ def entropy(
     import json
 
     from entrodrop_tune.analysis.entropy_command import analyse
+    from entrodrop_tune.cli.catalog import configs, find
     from entrodrop_tune.files import require_folder
     from entrodrop_tune.training.launch import load_config
 
     if quantile is not None and nats is not None:
         raise UserError("give the threshold as --quantile or as --nats, not both.")
     require_folder(output)
-    training = load_config(config, []) if config else None
+    training = load_config(find(config, configs(), "config"), []) if config else None
     setting = _setting(quantile, nats, drop_rate, seed, epoch, training)
     profile = analyse(
         model,
@@ -91,7 +96,7 @@ def _setting(
 
     if training is not None:
         curriculum = training.entrodrop.curriculum()
-        strongest = max((curriculum.at(i / 100) for i in range(101)), key=lambda point: point.drop_rate)
+        strongest = max((curriculum.at(i / 100) for i in range(101)), key=curriculum.strength)
         drop_rate = strongest.drop_rate if drop_rate is None else drop_rate
         if quantile is None and nats is None:
             quantile, nats = (

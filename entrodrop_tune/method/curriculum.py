@@ -201,6 +201,15 @@ class Curriculum:
         """Values at ``progress`` in [0, 1] (see :meth:`progress`)."""
         return CurriculumPoint(self.threshold(progress), self.drop_rate(progress))
 
+    def strength(self, point: CurriculumPoint) -> tuple[float, float]:
+        """What orders points by how much they drop.
+
+        That is the expected share of tokens for quantiles. How many tokens lie below a threshold in nats depends on
+        the model, so there the drop rate decides, and the threshold between equal rates.
+        """
+        first = point.threshold if self.unit == "quantile" else 1.0
+        return first * point.drop_rate, point.threshold
+
     def progress(self, *, epoch: int, epochs: int, step: int, steps: int) -> float:
         """Progress in [0, 1] for :meth:`at`: 0 in the first epoch (or step) and 1 in the last, counted from 0."""
         done, total = (epoch, epochs) if self.per == "epoch" else (step, steps)

@@ -8,13 +8,16 @@ import torch
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
+from entrodrop_tune.analysis import entropy_command
 from entrodrop_tune.analysis.entropy_command import analyse
 from entrodrop_tune.analysis.entropy_profile import Setting, class_table, describe, profile_domain, read_samples
 from entrodrop_tune.analysis.gradient_share import entropy_ranges, gradient_share, share_below, shares
 from entrodrop_tune.analysis.model_source import load_subject
+from entrodrop_tune.cli.catalog import configs
 from entrodrop_tune.cli.main import app
 from entrodrop_tune.errors import UserError
 from entrodrop_tune.method import TokenSelector
+from entrodrop_tune.training.launch import load_config
 from tests.tiny import tiny_model_dir
 
 SETTING = Setting(quantile=0.5, nats=None, drop_rate=0.8, seed=3, epoch=2)
@@ -195,6 +198,49 @@ def test_a_config_gives_the_setting(tiny_model, tiny_data, tmp_path):
     )  # fmt: skip
     setting = json.loads((tmp_path / "entropy.json").read_text())["setting"]
     assert (setting["nats"], setting["quantile"], setting["drop_rate"]) == (1.5, None, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "expected"),
+    [
+        ("threshold: {quantile: {shape: linear, start: 0.2, end: 0.7}}, drop_rate: 0.5", (0.7, None, 0.5)),
+        # 0.27 of the tokens at the start, 0.36 in between, 0.35 at the end.
+        (
+            "threshold: {quantile: {shape: linear, start: 0.3, end: 0.7}},"
+            " drop_rate: {shape: linear, start: 0.9, end: 0.5}",
+            (0.6, None, 0.6),
+        ),
+        ("threshold: {nats: {shape: linear, start: 0.2, end: 1.5}}, drop_rate: 0.5", (None, 1.5, 0.5)),
+        (
+            "threshold: {nats: {shape: linear, start: 0.2, end: 1.5}},"
+            " drop_rate: {shape: linear, start: 0.9, end: 0.5}",
+            (None, 0.2, 0.9),
+        ),
+    ],
+)
+def test_a_config_gives_the_setting_that_drops_most(tmp_path, monkeypatch, curriculum, expected):
+    """The command up to the analysis, which is taken as it is asked for."""
+    config, asked = tmp_path / "c.yaml", []
+    config.write_text(
+        "output_dir: x\nmodel: {path: m}\ndata: {train: t.jsonl}\nepochs: 1\nbatch_size: 1\n"
+        f"optimizer: {{_component_: torch.optim.AdamW}}\nentrodrop: {{{curriculum}}}\n"
+    )
+    monkeypatch.setattr(entropy_command, "analyse", lambda model, data, setting, **_: asked.append(setting) or {})
+    run("m", "d", "--config", config, "--output", tmp_path / "out", "--json")
+    (setting,) = asked
+    assert (setting.quantile, setting.nats, setting.drop_rate) == expected
+
+
+def test_a_config_may_be_named_as_everywhere_else(tiny_model, tiny_data, tmp_path):
+    run(
+        tiny_model, tiny_data, "--config", "smollm2/135m_lora", "--gradient", "none", "--samples", 2, "--device", "cpu",
+        "--output", tmp_path,
+    )  # fmt: skip
+    shipped = load_config(configs()["smollm2/135m_lora"], []).entrodrop.curriculum()
+    setting = json.loads((tmp_path / "entropy.json").read_text())["setting"]
+    assert setting["drop_rate"] == max(shipped.at(i / 100).drop_rate for i in range(101))
+    with pytest.raises(UserError, match='Did you mean "smollm2/135m_lora"'):
+        run(tiny_model, tiny_data, "--config", "smollm2/135m_lor", "--output", tmp_path)
 
 
 def test_mistakes_are_refused(tiny_model, tiny_data, tmp_path):
