@@ -16,7 +16,7 @@ Examples:
 
     entrodrop compare runs/base-eval runs/lora-eval runs/full-eval --output runs/tradeoff
 
-    entrodrop compare runs/plain-1 runs/plain-2 runs/entrodrop-1 runs/entrodrop-2 --baseline plain
+    entrodrop compare runs/plain-1 runs/plain-2 runs/entrodrop-1 runs/entrodrop-2 --baseline plain-1
 """
 
 
@@ -28,7 +28,9 @@ def compare(
     domain: Annotated[str, typer.Option(help="Evaluations: the group that was trained for.")] = "math",
     every_metric: Annotated[bool, typer.Option(help="Evaluations: show all metrics, not one a task.")] = False,
     metric: Annotated[str, typer.Option(help="Runs: what decides between them.")] = "best_nll",
-    baseline: Annotated[str | None, typer.Option(help="Runs: the group the others are compared with.")] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Runs: the group the others are compared with, by its name or a run of it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Compare evaluations item by item (paired intervals, tests, retention), or training runs over their seeds.

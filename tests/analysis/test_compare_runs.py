@@ -3,11 +3,14 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
+from typer.testing import CliRunner
 
 from entrodrop_tune.analysis.compare_output import mean_curve, write_comparison
 from entrodrop_tune.analysis.compare_runs import compare_runs, mean, seeds_needed
 from entrodrop_tune.analysis.run_groups import group_names
 from entrodrop_tune.analysis.runs import load_runs
+from entrodrop_tune.cli.compare import EXAMPLES
+from entrodrop_tune.cli.main import app
 from entrodrop_tune.errors import UserError
 from tests.analysis.synthetic import make_run
 
@@ -45,6 +48,17 @@ def test_paired_test_agrees_with_scipy(tmp_path):
     assert (difference.low, difference.high) == (pytest.approx(low), pytest.approx(high))
     assert difference.p == pytest.approx(expected.pvalue)
     assert comparison.verdicts[0].startswith("select=entropy is better than select=none by 0.0")
+
+
+def test_the_example_in_help_runs(tmp_path, monkeypatch):
+    (example,) = [line.split()[1:] for line in EXAMPLES.splitlines() if "--baseline" in line]
+    for path in (tmp_path / word for word in example if word.startswith("runs/")):
+        arm, seed = path.name.split("-")
+        config = {"entrodrop": {"select": {"plain": "none", "entrodrop": "entropy"}[arm]}, "seed": int(seed)}
+        make_run(path, epochs=2, seed=int(seed), config=config)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, [*example, "--json"], catch_exceptions=False)
+    assert {row["baseline"] for row in json.loads(result.stdout)["differences"]} == {"select=none"}
 
 
 def test_other_seeds_give_welch(tmp_path):

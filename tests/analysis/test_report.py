@@ -10,6 +10,7 @@ from entrodrop_tune.analysis.runs import load_run
 from entrodrop_tune.analysis.style import svg
 from entrodrop_tune.cli.main import app
 from entrodrop_tune.errors import UserError
+from tests.analysis.synthetic import make_run
 
 
 class Page(HTMLParser):
@@ -115,6 +116,13 @@ def test_seeds_of_one_configuration_are_compared_as_a_group(tmp_path):
     assert len(content["warnings"]) == 1 and len(content["warnings"][0]["runs"]) == 8
 
 
+def test_a_warning_of_several_runs_is_one_line_of_markdown(tmp_path):
+    runs = [make_run(tmp_path / name, epochs=2, exit_state="failed") for name in ("one", "two")]
+    report(*runs, "--output", tmp_path / "out")
+    (warning,) = re.findall(r"^.*The run failed.*$", (tmp_path / "out" / "report.md").read_text(), re.MULTILINE)
+    assert warning.startswith("- **The run failed** (in one, two). ") and warning.count("**") == 2
+
+
 def test_gradient_share_comes_from_an_entropy_profile(folders, tiny_model, tiny_data, tmp_path):
     from entrodrop_tune.analysis.entropy_command import analyse
     from entrodrop_tune.analysis.entropy_profile import Setting
@@ -136,8 +144,6 @@ def test_json_goes_to_standard_output(folders, tmp_path):
 
 
 def test_a_run_that_has_only_begun_can_be_reported(tmp_path):
-    from tests.analysis.synthetic import make_run
-
     run = make_run(tmp_path / "run", exit_state="running", stop_at=0.0)
     for name in ("metrics.jsonl", "validation.jsonl"):
         (run / name).write_text("")
