@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from entrodrop_tune.data import Batch
-from entrodrop_tune.method import IGNORE_INDEX
+from entrodrop_tune.method import IGNORE_INDEX, CurriculumPoint
 from entrodrop_tune.models import load_tokenizer
 from entrodrop_tune.training.build import Run, build
 from entrodrop_tune.training.config import RunConfig
@@ -97,8 +97,9 @@ def _measure(run: Run) -> tuple[Batch, float]:
 @torch.no_grad()
 def _preview(run: Run, batch: Batch) -> list[dict[str, Any]]:
     """The first samples of the first batch, token by token, at the strongest moment of the curriculum."""
-    rates = [row["drop_rate"] for row in curriculum_table(run)]
-    epoch = rates.index(max(rates))
+    curriculum = run.dropper.curriculum
+    points = [CurriculumPoint(row[curriculum.unit], row["drop_rate"]) for row in curriculum_table(run)]
+    epoch = points.index(max(points, key=curriculum.strength))
     run.dropper.gap = math.inf  # adaptive strength at its full
     run.dropper.begin_step(run.schedule.epoch_ends[epoch] - 1, epoch)
     output = forward(run.model, batch, run.dropper.rule(batch))

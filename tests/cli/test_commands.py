@@ -70,6 +70,15 @@ def test_check_tells_steps_curriculum_and_what_would_be_dropped(lively_model, ti
     assert table.returncode == 0 and "6 an epoch" in table.stdout and "drop rate" in table.stdout
 
 
+def test_check_previews_where_a_rising_threshold_drops_most(lively_model, tiny_data, tmp_path):
+    rising = "entrodrop.threshold={quantile: {shape: linear, start: 0.1, end: 0.9}}"
+    arguments = overrides(lively_model, tiny_data, tmp_path / "run", "entrodrop.drop_rate=1.0", rising)
+    done = runner.invoke(app, ["check", "--config", "tiny", "--json", *arguments], catch_exceptions=False)
+    plan = json.loads(done.stdout)
+    assert [row["quantile"] for row in plan["curriculum"]] == [0.1, 0.9]
+    assert {sample["epoch"] for sample in plan["preview"]} == {1}
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
