@@ -23,6 +23,7 @@ from entrodrop_tune.analysis.style import house_style, legend_above, save_png, s
 from entrodrop_tune.analysis.summary import summarize
 
 ROOT = Path(__file__).parents[2]
+RESULTS = Path(__file__).parent / "results"
 PAGE, FOLDER = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
 BASELINES = [
     "plain", "weight decay", "hidden dropout", "hidden dropout 0.1", "NEFTune", "label smoothing", "random loss",
@@ -31,11 +32,10 @@ BASELINES = [
 FAMILIES = {
     "tiny": "small family",
     "tiny-added": "small family, second round",
-    "tiny-decay": "small family, stronger decay",
     "tiny-mbpp": "small family, MBPP",
     "tiny-pubmedqa": "small family, PubMedQA",
-    "tiny-lora": "small family, LoRA",
     "real": "SmolLM2-135M",
+    "real-lora": "SmolLM2-135M, LoRA",
 }
 REFERENCE = {"tiny-added": "NEFTune + decay"}  # by the plan; elsewhere the baseline with the lowest mean best NLL
 GUIDANCE = [  # the same dropping, guided by entropy and blind, each at its tuned setting
@@ -45,6 +45,7 @@ GUIDANCE = [  # the same dropping, guided by entropy and blind, each at its tune
     ("entropy input", "random input"),
     ("entropy input ramp", "random input ramp"),
 ]
+DECAYED = ["weight decay", "NEFTune + decay", "random input + decay", "entropy input + decay", "adaptive + decay"]
 CURVES = 6  # arms in the figure
 
 
@@ -68,7 +69,6 @@ def runs_table(folder: Path) -> pd.DataFrame:
                 "effective_epochs": summary.effective_epochs,
                 "forgetting_best": change["best"],
                 "forgetting_last": change["last"],
-                "tokens_per_second": one.run.metrics["tokens_per_second"].median(),
                 "curve": one.run.validation.set_index("epoch")["nll"],
             }
         )
@@ -105,7 +105,6 @@ def analyse(table: pd.DataFrame, reference: str | None) -> dict:
     means = table.drop(columns="curve").groupby("arm").mean()
     baselines = [arm for arm in means.index if arm in BASELINES]
     best = reference or means.loc[baselines, "best_nll"].idxmin()
-    speed = means["tokens_per_second"] / means.loc["plain" if "plain" in means.index else best, "tokens_per_second"]
     arms = []
     for arm in means.sort_values("best_nll").index:
         arms.append(
@@ -114,7 +113,6 @@ def analyse(table: pd.DataFrame, reference: str | None) -> dict:
                 "baseline": arm in BASELINES,
                 "seeds": sorted(table[table["arm"] == arm]["seed"].tolist()),
                 **means.loc[arm].drop("seed").to_dict(),
-                "relative_speed": speed[arm],
                 "best_nll_to_plain": difference(table, arm, "plain", "best_nll") if "plain" in means.index else None,
                 "best_nll_to_best_baseline": difference(table, arm, best, "best_nll"),
                 "degradation_to_best_baseline": difference(table, arm, best, "degradation"),
@@ -144,14 +142,13 @@ def arms_table(found: dict) -> str:
     """The family's table, best arm first; baselines in italics."""
     with_plain = found["arms"][0]["best_nll_to_plain"] is not None
     columns = ["arm", "best NLL", *(["to plain"] if with_plain else []), f"to {found['best_baseline']}", "best epoch"]
-    columns += ["final degradation", "useful epochs", "forgetting, best", "forgetting, last", "speed"]
+    columns += ["final degradation", "useful epochs", "forgetting, best", "forgetting, last"]
     lines = [_row(columns), _row(["---"] * len(columns))]
     for row in found["arms"]:
         cells = [f"*{row['arm']}*" if row["baseline"] else row["arm"], f"{row['best_nll']:.3f}"]
         cells += [_signed(row["best_nll_to_plain"])] if with_plain else []
         cells += [_signed(row["best_nll_to_best_baseline"]), f"{row['best_epoch']:.1f}", f"{row['degradation']:.3f}"]
         cells += [f"{row['effective_epochs']:.1f}", f"{row['forgetting_best']:+.3f}", f"{row['forgetting_last']:+.3f}"]
-        cells += [f"{row['relative_speed']:.2f}"]
         lines.append(_row(cells))
     return "\n".join(lines)
 
@@ -191,6 +188,20 @@ def guidance_table(found: dict) -> str:
     return "\n".join(lines)
 
 
+def decay_table(results: Path) -> str:
+    """Best NLL on the tuning seed by weight decay, each arm at the better of its other settings."""
+    rows = []
+    for path in sorted([*results.glob("tiny-tuning/*.json"), *results.glob("tiny-decay-tuning/*.json")]):
+        one = stored.load(path)
+        if one.arm[:-2] in DECAYED:
+            rows.append((one.arm[:-2], one.run.config["optimizer"]["weight_decay"], summarize(one.run).best_nll))
+    best = pd.DataFrame(rows, columns=["arm", "decay", "nll"]).pivot_table("nll", "arm", "decay", "min")
+    lines = [_row(["arm", *(f"decay {decay:g}" for decay in best)]), _row(["---"] * (1 + len(best.columns)))]
+    for arm in DECAYED:
+        lines.append(_row([arm, *("–" if np.isnan(nll) else f"{nll:.3f}" for nll in best.loc[arm])]))
+    return "\n".join(lines)
+
+
 def draw(table: pd.DataFrame, found: dict, title: str) -> Figure:
     """Validation NLL over the epochs: mean over seeds of the best arms, and plain."""
     with house_style():
@@ -206,23 +217,30 @@ def draw(table: pd.DataFrame, found: dict, title: str) -> Figure:
         return figure
 
 
+def insert(page: str, name: str, text: str) -> str:
+    """``page`` with ``text`` in the place of the table ``name``."""
+    pattern = rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)"
+    page, count = re.subn(pattern, lambda place: f"{place[1]}\n{text}\n\n{place[2]}", page, flags=re.DOTALL)
+    if count != 1:
+        sys.exit(f"{PAGE.name} needs one place for the table {name}, it has {count}")
+    return page
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     page, everything, figures = PAGE.read_text(), {}, {}
     for family, title in FAMILIES.items():
-        table = runs_table(Path(__file__).parent / "results" / family)
+        table = runs_table(RESULTS / family)
         if table.empty:
             continue
         found = everything[family] = analyse(table, REFERENCE.get(family))
         figures[family] = draw(table, found, title)
         tables = {"arms": arms_table, "verdicts": verdict_table, "guidance": guidance_table}
-        for name, text in ((name, table_of(found)) for name, table_of in tables.items()):
-            pattern = rf"(<!-- table: {family} {name} -->\n\n).*?(\n<!-- end -->)"
-            page, count = re.subn(pattern, lambda m, text=text: m[1] + text + "\n" + m[2], page, flags=re.DOTALL)
-            if count != 1:
-                sys.exit(f"{PAGE.name} needs one place for the table {family} {name}, it has {count}")
+        for name, table_of in tables.items():
+            page = insert(page, f"{family} {name}", table_of(found))
+    page = insert(page, "decay", decay_table(RESULTS))
     rendered = json.dumps(jsonable(everything), indent=1) + "\n"
     if args.check:
         same = page == PAGE.read_text() and rendered == (FOLDER / "tables.json").read_text()
