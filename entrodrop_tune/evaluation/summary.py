@@ -101,13 +101,13 @@ def _refuse_non_finite(items: list[Item]) -> None:
 
 def _interval(items: list[Item], name: str) -> Interval:
     values = [item.metrics[name] for item in items]
+    labels = [item.cluster or "" for item in items]
+    clusters = labels if items[0].cluster is not None and len(set(labels)) < len(labels) else None
     if name in items[0].weights:
-        return bootstrap_mean(values, [item.weights[name] for item in items])
-    clusters = [item.cluster or "" for item in items]
-    clustered = items[0].cluster is not None and len(set(clusters)) < len(clusters)
+        return bootstrap_mean(values, [item.weights[name] for item in items], clusters)
     if not set(values) <= {0.0, 1.0}:
-        return bootstrap_mean(values, clusters=clusters if clustered else None)
-    if not clustered:
+        return bootstrap_mean(values, clusters=clusters)
+    if clusters is None:
         return wilson(int(sum(values)), len(values))
     interval = bootstrap_mean(values, clusters=clusters)
     return Interval(interval.value, max(0.0, interval.low), min(1.0, interval.high))

@@ -126,6 +126,19 @@ def test_only_items_in_both_are_compared():
     assert found.n == 50 and found.base == pytest.approx(0.4)
 
 
+def test_items_of_one_source_widen_the_interval_of_a_ratio_metric():
+    """Four equal items a source are one item: the interval is that of the sources alone."""
+    sources = np.random.default_rng(0).gamma(4, 0.2, 24)
+    spec = {"metric": "bits_per_byte", "higher": False}
+    items = np.repeat(sources, 4).tolist()
+    of_items = {**spec, "scores": items, "weights": [50.0] * 96, "clusters": [str(i // 4) for i in range(96)]}
+    of_sources = {**spec, "scores": sources.tolist(), "weights": [200.0] * 24}
+    found, expected = (
+        evaluation(tasks={"t": one}).tasks["t"].metrics["bits_per_byte"] for one in (of_items, of_sources)
+    )
+    assert (found.ci_low, found.ci_high) == pytest.approx((expected.ci_low, expected.ci_high))
+
+
 def test_clusters_widen_the_interval():
     rng = np.random.default_rng(1)
     labels = [str(i // 10) for i in range(200)]
