@@ -131,7 +131,7 @@ def test_items_of_one_source_widen_the_interval_of_a_ratio_metric():
     sources = np.random.default_rng(0).gamma(4, 0.2, 24)
     spec = {"metric": "bits_per_byte", "higher": False}
     items = np.repeat(sources, 4).tolist()
-    of_items = {**spec, "scores": items, "weights": [50.0] * 96, "clusters": [str(i // 4) for i in range(96)]}
+    of_items = {**spec, "scores": items, "weights": [50.0] * 96, "clusters": [f"{i // 4:02d}" for i in range(96)]}
     of_sources = {**spec, "scores": sources.tolist(), "weights": [200.0] * 24}
     found, expected = (
         evaluation(tasks={"t": one}).tasks["t"].metrics["bits_per_byte"] for one in (of_items, of_sources)
