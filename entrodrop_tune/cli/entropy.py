@@ -35,7 +35,7 @@ def entropy(
     gradient_samples: Annotated[int, typer.Option(min=1, help="Samples for the gradient share.")] = 16,
     epoch: Annotated[int, typer.Option(min=0, help="Epoch whose coins decide what is struck out.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the coins.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dtype: Annotated[Literal["fp32", "bf16"], typer.Option(help="Weights and compute.")] = "fp32",
     output: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("entropy"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
