@@ -63,7 +63,9 @@ def entropy(
     if quantile is not None and nats is not None:
         raise UserError("give the threshold as --quantile or as --nats, not both.")
     require_folder(output)
-    training = load_config(find(config, configs(), "config"), []) if config else None
+    # What this command is told itself may be left open in the config.
+    known = [f"model.path={model}", f"data.train={data[0]}", f"output_dir={output}"]
+    training = load_config(find(config, configs(), "config"), known) if config else None
     setting = _setting(quantile, nats, drop_rate, seed, epoch, training)
     profile = analyse(
         model,

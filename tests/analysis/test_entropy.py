@@ -231,6 +231,13 @@ def test_a_config_gives_the_setting_that_drops_most(tmp_path, monkeypatch, curri
     assert (setting.quantile, setting.nats, setting.drop_rate) == expected
 
 
+def test_a_config_may_leave_open_what_the_command_says(tiny_model, tiny_data, tmp_path):
+    run(
+        tiny_model, tiny_data, "--config", "tiny", "--gradient", "none", "--samples", 2, "--output", tmp_path / "out"
+    )  # fmt: skip
+    assert "path: ???" in configs()["tiny"].read_text() and (tmp_path / "out" / "entropy.json").exists()
+
+
 def test_a_config_may_be_named_as_everywhere_else(tiny_model, tiny_data, tmp_path):
     run(
         tiny_model, tiny_data, "--config", "smollm2/135m_lora", "--gradient", "none", "--samples", 2, "--device", "cpu",
