@@ -245,14 +245,13 @@ def verdict(d: Difference) -> str:
         )
     if d.outcome == "identical":
         return f"{d.group} and {d.baseline} have the same {words}."
+    more = "higher" if d.value > 0 else "lower"
     if d.outcome == "one seed":
-        more = "higher" if d.value > 0 else "lower"
         return (
             f"{d.group}: {words} {size} {more} than {d.baseline}, with too few seeds to tell this from chance; run "
             "at least 3 seeds of each."
         )
     if d.outcome == "no spread":
-        more = "higher" if d.value > 0 else "lower"
         return f"{d.group}: {words} {size} {more} than {d.baseline} in every seed; without spread there is no test."
     needed = f"about {d.seeds_needed} would be needed" if d.seeds_needed else f"over {MAX_SEEDS:,} would be needed"
     return (

@@ -88,7 +88,7 @@ def effective_length(validation: pd.DataFrame, margin: float = DEGRADED) -> tupl
         return None, False
     nll, epoch = rows["nll"].to_numpy(), rows["epoch"].to_numpy()
     limit = nll.min() * (1 + margin)
-    last = int(np.flatnonzero(nll < limit)[-1])
+    last = int(np.flatnonzero(nll <= limit)[-1])
     if last == len(nll) - 1:
         return float(epoch[-1]), True
     share = (limit - nll[last]) / (nll[last + 1] - nll[last])

@@ -58,9 +58,10 @@ def sweep(
     chosen = _plan(plan, size, config, recipe, grid or [], seeds, evaluate, overrides or [])
     file = find(chosen.config, configs(), "config").resolve()
     parts = {name: (part, trials(part)) for name, part in chosen.by_domain(domain).items()}
+    folders = {name: output / name if name else output for name in parts}
     for name, (part, todo) in parts.items():
-        require_folder(output / name if name else output)
-        check_trials(part, todo, output / name if name else output, file)
+        require_folder(folders[name])
+        check_trials(part, todo, folders[name], file)
     if dry_run:
         for name, (_, todo) in parts.items():
             for trial in todo:
@@ -69,7 +70,7 @@ def sweep(
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run in progress saves first
     reports = {}
     for name, (part, todo) in parts.items():
-        reports[name] = _run(part, todo, output / name if name else output, file, quiet=as_json)
+        reports[name] = _run(part, todo, folders[name], file, quiet=as_json)
         if reports[name]["unfinished"]:
             break
     if None not in reports:

@@ -25,6 +25,10 @@ def test_effective_length_ignores_what_came_before_the_best():
     assert effective_length(curve([3.0, 1.0, 1.2, 0.9, 0.9])) == (4.0, True)
 
 
+def test_effective_length_where_the_best_is_zero():
+    assert effective_length(curve([1.0, 0.0, 0.5])) == (1.0, False)
+
+
 def test_effective_length_of_no_validation():
     assert effective_length(curve([])) == (None, False)
 
